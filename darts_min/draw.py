@@ -1,0 +1,285 @@
+"""Pictures of a cell and of the weights it is chosen from. Needs only Pillow.
+
+A cell is drawn like a subway map, from left to right. A state has a row of its own, and a column by
+its depth. An edge leaves along its source's row, changes rows on a lane of its own in the gap left
+of its target, and enters the target at a port of its own, through its label. So an edge never runs
+through a box or another label, two edges never share a piece of line, and nothing depends on luck.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from darts_min.genotypes import Genotype, check_genotype
+
+# Pillow does not antialias: draw at SCALE pixels per unit, then shrink to PIXELS per unit.
+SCALE, PIXELS = 4, 2
+
+MARGIN, TITLE, TEXT, LABEL = 24, 22, 20, 14  # units; the last three are font sizes
+BOX_HEIGHT, INPUT_WIDTH, NODE_WIDTH, ROW_GAP = 60, 76, 60, 16
+PORT, LABEL_HEIGHT, ARROW = 15, 23, 28  # port off the box's middle; line from label to port
+LANE, EXIT, CORNER = 11, 9, 9  # between lanes; between the lines that leave a box; radius
+
+# Okabe and Ito's colour-blind safe hues, darkened until they are legible as text on white.
+COLORS = {"sep": "#0072b2", "dil": "#a03c7c", "max": "#b84f00", "avg": "#b84f00", "skip": "#007a59"}
+INK, GREY, PAPER = "#222222", "#8a8a8a", "#ffffff"
+INPUT_FILL, NODE_FILL, OUTPUT_FILL = "#cfeccf", "#cde6f0", "#f1ecc0"  # the hues of the paper
+HEAT, BEST = (0, 84, 147), "#e69f00"
+
+Point = tuple[float, float]
+
+
+class Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Edge(NamedTuple):
+    """A polyline from its source's box to its target's; the output's edges have no `op`, `label`"""
+
+    source: str
+    target: str
+    points: tuple[Point, ...]
+    op: str = ""
+    label: Box | None = None
+
+
+class Layout(NamedTuple):
+    """Where everything is, in units; `boxes` has the states by name and the output, `c_{k}`."""
+
+    size: tuple[float, float]
+    boxes: dict[str, Box]
+    edges: tuple[Edge, ...]
+
+
+def state_name(state: int) -> str:
+    return ("c_{k-2}", "c_{k-1}")[state] if state < 2 else str(state - 2)
+
+
+def layout_cell(genotype: Genotype, kind: str) -> Layout:
+    """Place the boxes, edges and labels of one cell."""
+    if kind not in ("normal", "reduce"):
+        raise ValueError(f"cell kind {kind!r} is not one of normal, reduce")
+    check_genotype(genotype)
+    cell, concat = getattr(genotype, kind), getattr(genotype, f"{kind}_concat")
+    ops, sources = zip(*cell, strict=True)
+    targets = [2 + i // 2 for i in range(len(cell))]
+    states = range(2 + len(cell) // 2)
+    depth = [0, 0]
+    for node in states[2:]:
+        depth.append(1 + max(depth[sources[2 * node - 4]], depth[sources[2 * node - 3]]))
+
+    # The inputs are the first and the last row. Of a node's two edges, that from above is above.
+    row = {state: i for i, state in enumerate([0, *states[2:], 1])}
+    is_lower = [row[sources[i]] + i % 2 / 2 > row[sources[i ^ 1]] for i in range(len(cell))]
+    rise = [row[t] + lower / 2 - row[s] for s, t, lower in zip(sources, targets, is_lower)]
+
+    # Lines leave a box in the order that lets none of them cross another one of the same box:
+    # upward ones, the one to the output, downward ones; those that turn first are outermost.
+    order = {state: [] for state in states}
+    for i, (source, target) in enumerate(zip(sources, targets)):
+        side = math.copysign(1, rise[i])
+        order[source].append((side, -side * depth[target], rise[i], i))
+    for node in concat:
+        order[node].append((0, 0, 0, -1))
+    exits = {(s, line[-1]): n for s in states for n, line in enumerate(sorted(order[s]))}
+
+    tops, y = {}, MARGIN + TITLE + ROW_GAP
+    for state in row:
+        tops[state] = y
+        y += max(BOX_HEIGHT, EXIT * (len(order[state]) + 1)) + ROW_GAP
+    bottoms = {s: tops[s] + max(BOX_HEIGHT, EXIT * (len(order[s]) + 1)) for s in states}
+    middles = {s: (tops[s] + bottoms[s]) / 2 for s in states}
+
+    def leave(state: int, i: int) -> float:
+        return middles[state] + EXIT * (exits[state, i] - (len(order[state]) - 1) / 2)
+
+    label_width = max(text_width(op, LABEL) for op in ops) + 16
+    lefts, lanes, right = [MARGIN], {}, MARGIN + INPUT_WIDTH
+    for column in range(1, max(depth) + 1):
+        into = [i for i, target in enumerate(targets) if depth[target] == column]
+        into.sort(key=lambda i: -abs(rise[i]))  # the longest is leftmost: fewer crossings
+        lanes |= {i: right + LANE * (2 + n) for n, i in enumerate(into)}
+        lefts.append(right + LANE * (3 + len(into)) + label_width + ARROW)
+        right = lefts[-1] + NODE_WIDTH
+    boxes = {
+        state_name(s): Box(
+            lefts[depth[s]],
+            tops[s],
+            lefts[depth[s]] + (INPUT_WIDTH if s < 2 else NODE_WIDTH),
+            bottoms[s],
+        )
+        for s in states
+    }
+    edges = []
+    for i, (op, source, target) in enumerate(zip(ops, sources, targets)):
+        start, end = boxes[state_name(source)], boxes[state_name(target)]
+        out, port = leave(source, i), middles[target] + (PORT if is_lower[i] else -PORT)
+        path = (start.right, out), (lanes[i], out), (lanes[i], port), (end.left, port)
+        label = Box(
+            end.left - ARROW - label_width,
+            port - LABEL_HEIGHT / 2,
+            end.left - ARROW,
+            port + LABEL_HEIGHT / 2,
+        )
+        edges.append(Edge(state_name(source), state_name(target), path, op, label))
+    # The output is as tall as the nodes it concatenates, so each reaches it on its own row.
+    left = right + ARROW + 2 * LANE
+    boxes["c_{k}"] = Box(left, tops[min(concat)], left + NODE_WIDTH, bottoms[max(concat)])
+    for node in concat:
+        out = leave(node, -1)
+        path = (boxes[state_name(node)].right, out), (left, out)
+        edges.append(Edge(state_name(node), "c_{k}", path))
+    return Layout((left + NODE_WIDTH + MARGIN, y - ROW_GAP + MARGIN), boxes, tuple(edges))
+
+
+def draw_cell(genotype: Genotype, kind: str) -> Image.Image:
+    """Draw the `normal` or the `reduce` cell."""
+    size, boxes, edges = layout_cell(genotype, kind)
+    canvas = _Canvas(size)
+    title = {"normal": "normal cell", "reduce": "reduction cell"}[kind]
+    canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
+    for edge in reversed(edges):  # the output's below the others
+        color = COLORS[edge.op.split("_")[0]] if edge.op else GREY
+        canvas.arrow(edge.points, color)
+        if edge.label:
+            canvas.box(edge.label, PAPER, color, radius=LABEL_HEIGHT / 2)
+            canvas.text(_middle(edge.label), edge.op, LABEL, color)
+    for name, box in boxes.items():
+        fill = OUTPUT_FILL if name == "c_{k}" else INPUT_FILL if name[0] == "c" else NODE_FILL
+        canvas.box(box, fill, INK, radius=12)
+        canvas.text(_middle(box), name, TEXT, INK)
+    return canvas.finish()
+
+
+def draw_alphas(
+    mix: Sequence[Sequence[float]],
+    primitives: Sequence[str],
+    title: str,
+    num_nodes: int | None = None,
+) -> Image.Image:
+    """Draw the softmax weights of every edge as a heat map; outline each edge's best operation.
+
+    `mix` is (edges, ops), edges in (node, predecessor) order. As in `choose_cell`, `none` cannot be
+    best and the first of equals is. `num_nodes` only checks the number of rows.
+    """
+    rows = [[float(weight) for weight in row] for row in mix]
+    nodes = []
+    while len(nodes) < len(rows):
+        node = nodes[-1][0] + 1 if nodes else 0
+        nodes += [(node, predecessor) for predecessor in range(2 + node)]
+    found = nodes[-1][0] + 1 if nodes else 0
+    if not rows or len(nodes) != len(rows) or num_nodes not in (None, found):
+        wanted = "2, 5, 9, 14, ..." if num_nodes is None else num_nodes * (num_nodes + 3) // 2
+        raise ValueError(f"alphas: {len(rows)} edges; a cell of so many nodes has {wanted}")
+    for i, row in enumerate(rows):
+        if len(row) != len(primitives) or not all(map(math.isfinite, row)):
+            raise ValueError(f"alphas, edge {i}: not {len(primitives)} finite weights: {row}")
+
+    names = [f"node {node} <- {'node ' * (p > 1)}{state_name(p)}" for node, p in nodes]
+    cell_width = max(text_width(name, LABEL) for name in primitives) + 16
+    cell_height, node_gap, head = 30, 8, MARGIN + TITLE + ROW_GAP
+    left = MARGIN + max(text_width(name, LABEL) for name in names) + 14
+    tops = [head + 28 + i * cell_height + node * node_gap for i, (node, _) in enumerate(nodes)]
+    width = max(left + cell_width * len(primitives), MARGIN + text_width(title, TITLE))
+    canvas = _Canvas((width + MARGIN, tops[-1] + cell_height + 36 + MARGIN / 2))
+    canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
+    for j, name in enumerate(primitives):
+        canvas.text((left + cell_width * (j + 0.5), head + 12), name, LABEL, INK)
+    hottest = max(max(row) for row in rows)
+    for row, name, top in zip(rows, names, tops):
+        canvas.text((MARGIN, top + cell_height / 2), name, LABEL, INK, "left")
+        best = max(
+            (j for j, op in enumerate(primitives) if op != "none"),
+            key=row.__getitem__,
+            default=None,
+        )
+        for j, weight in enumerate(row):
+            x = left + cell_width * j
+            box = Box(x + 1, top + 1, x + cell_width - 1, top + cell_height - 1)
+            heat = min(max(weight / hottest, 0), 1) if hottest > 0 else 0
+            fill = tuple(round(255 + (hue - 255) * heat) for hue in HEAT)
+            canvas.box(box, fill, BEST if j == best else fill, radius=4, width=3)
+            canvas.text(_middle(box), f"{weight:.3f}", LABEL, INK if heat < 0.6 else PAPER)
+    note = Box(left + 1, tops[-1] + cell_height + 14, left + 25, tops[-1] + cell_height + 30)
+    canvas.box(note, PAPER, BEST, radius=4, width=3)
+    text = "best operation other than none"
+    canvas.text((note.right + 8, _middle(note)[1]), text, LABEL, INK, "left")
+    return canvas.finish()
+
+
+@cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size * SCALE)
+
+
+def _runs(text: str, size: float) -> Iterable[tuple[str, ImageFont.FreeTypeFont, float]]:
+    """Split `c_{k-2}` at its subscripts: (characters, font, units below the base line)."""
+    for i, run in enumerate(re.split(r"_\{(.*?)\}", text)):
+        yield (run, _font(size * 0.75), size * 0.2) if i % 2 else (run, _font(size), 0)
+
+
+def text_width(text: str, size: float) -> float:
+    return sum(font.getlength(run) for run, font, _ in _runs(text, size)) / SCALE
+
+
+def _middle(box: Box) -> Point:
+    return (box.left + box.right) / 2, (box.top + box.bottom) / 2
+
+
+def _round_corners(points: Sequence[Point], steps: int = 12) -> list[Point]:
+    """Replace each corner of an orthogonal polyline by a curve of radius CORNER."""
+    curve = [points[0]]
+    for before, corner, after in zip(points, points[1:], points[2:]):
+        (x0, y0), (x2, y2) = _towards(corner, before, CORNER), _towards(corner, after, CORNER)
+        for t in (step / steps for step in range(steps + 1)):
+            a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t**2
+            curve.append((a * x0 + b * corner[0] + c * x2, a * y0 + b * corner[1] + c * y2))
+    return [*curve, points[-1]]
+
+
+def _towards(start: Point, end: Point, length: float) -> Point:
+    share = length / math.dist(start, end)
+    return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share
+
+
+class _Canvas:
+    """A white picture drawn in units."""
+
+    def __init__(self, size: Point):
+        self.size = tuple(math.ceil(side) for side in size)
+        self.image = Image.new("RGB", tuple(side * SCALE for side in self.size), PAPER)
+        self.pen = ImageDraw.Draw(self.image)
+
+    def box(self, box: Box, fill, outline, radius: float, width: float = 1.5) -> None:
+        corners = [round(side * SCALE) for side in box]
+        self.pen.rounded_rectangle(corners, radius * SCALE, fill, outline, round(width * SCALE))
+
+    def arrow(self, points: Sequence[Point], color: str) -> None:
+        """Draw an arrow that ends rightwards; a white rim makes it pass over what it crosses."""
+        x, y = points[-1]
+        line = _round_corners([*points[:-1], (x - 6, y)])
+        line = [(a * SCALE, b * SCALE) for a, b in line]
+        self.pen.line(line, PAPER, 6 * SCALE, joint="curve")
+        self.pen.line(line, color, 2 * SCALE, joint="curve")
+        head = [(x, y), (x - 12, y - 5), (x - 12, y + 5)]
+        self.pen.polygon([(a * SCALE, b * SCALE) for a, b in head], color)
+
+    def text(self, at: Point, text: str, size: float, color: str, align: str = "middle") -> None:
+        x = at[0] - (text_width(text, size) / 2 if align == "middle" else 0)
+        for run, font, drop in _runs(text, size):
+            # Capitals are about 0.7 of the size, so this base line centres them.
+            base = at[1] + size * 0.35 + drop
+            self.pen.text((x * SCALE, base * SCALE), run, color, font, anchor="ls")
+            x += font.getlength(run) / SCALE
+
+    def finish(self) -> Image.Image:
+        size = tuple(side * PIXELS for side in self.size)
+        return self.image.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,213 @@
+"""The candidate operations (Sec. 3.1), each able to serve several edges at once.
+
+All edges that leave one state see the same input, so an operation evaluates `fan` of them as one
+wide convolution: input and output are (N, fan*C, H, W), edge by edge. The discrete network uses
+the same classes with `fan=1`. The ReLU that every convolution starts with is applied by the
+caller, once per state.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Callable[[int], nn.Module]
+
+
+class BatchStatNorm(nn.Module):
+    """Normalise by the batch's own statistics, in training and in evaluation; no parameters.
+
+    The search's BN (A.1.1: statistics of the batch, no learnable affine). The output may be scaled
+    per channel by `weight`.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.batch_norm(x, None, None, weight, training=True)
+
+
+class _DepthwiseInStrips(torch.autograd.Function):
+    """A depthwise convolution whose weight gradient is taken in strips of three kernel columns.
+
+    Exact. On the CPU, oneDNN has a fast kernel for that gradient only up to this width; a 5x5 one
+    falls back to code that is several times slower than two strips.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return F.conv2d(x, weight, padding=padding, groups=weight.size(0))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)
+
+        def gradient(x, weight, padding, mask):
+            return torch.ops.aten.convolution_backward(
+                grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], weight.size(0), mask
+            )
+
+        p = ctx.padding
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = gradient(x, weight, [p, p], [True, False, False])[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.cat(
+                [
+                    gradient(
+                        F.pad(x, (p - 3 * i, 3 * i + strip.size(3) - 1 - p)),
+                        strip,
+                        [p, 0],
+                        [False, True, False],
+                    )[1]
+                    for i, strip in enumerate(weight.split(3, dim=3))
+                ],
+                dim=3,
+            )
+        return grad_x, grad_weight, None
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution that keeps the size (up to the stride)."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1):
+        padding = kernel_size // 2
+        super().__init__(
+            channels, channels, kernel_size, stride, padding, groups=channels, bias=False
+        )
+
+    def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
+        padding = self.padding[0] * dilation
+        if (
+            self.kernel_size[0] > 3
+            and x.device.type == "cpu"
+            and dilation == self.stride[0] == 1
+            and x.size(3) >= 8
+        ):
+            return _DepthwiseInStrips.apply(x, self.weight, padding)
+        return F.conv2d(x, self.weight, None, self.stride, padding, dilation, self.groups)
+
+
+def pointwise(in_channels: int, out_channels: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
+
+
+class ConvBN(nn.Module):
+    """1x1 convolution, BN: brings a cell's input to the cell's channel count."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm):
+        super().__init__()
+        self.conv = pointwise(in_channels, out_channels)
+        self.bn = norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class SepConv(nn.Module):
+    """Depthwise and pointwise convolution, BN, ReLU, and all of it again (without the ReLU).
+
+    `scale` (fan*C), where given, is the weight of the last BN.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, norm: Norm, fan: int = 1):
+        super().__init__()
+        wide = fan * channels
+        self.depthwise1 = DepthwiseConv(wide, kernel_size, stride)
+        self.pointwise1 = pointwise(wide, wide, groups=fan)
+        self.bn1 = norm(wide)
+        self.depthwise2 = DepthwiseConv(wide, kernel_size)
+        self.pointwise2 = pointwise(wide, wide, groups=fan)
+        self.bn2 = norm(wide)
+
+    def forward(self, x: Tensor, *scale: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.pointwise1(self.depthwise1(x))), inplace=True)
+        return self.bn2(self.pointwise2(self.depthwise2(x)), *scale)
+
+
+class DilConv(nn.Module):
+    """Depthwise convolution of dilation 2, pointwise convolution, BN, on `to_phases` of the input.
+
+    `dilation` is what `to_phases` left of it: 1 where it rearranged the pixels, else 2.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, norm: Norm, fan: int = 1):
+        super().__init__()
+        wide = fan * channels
+        self.depthwise = DepthwiseConv(wide, kernel_size)
+        self.pointwise = pointwise(wide, wide, groups=fan)
+        self.bn = norm(wide)
+
+    def forward(self, x: Tensor, dilation: int, *scale: Tensor) -> Tensor:
+        return self.bn(self.pointwise(self.depthwise(x, dilation)), *scale)
+
+
+def to_phases(x: Tensor, stride: int) -> tuple[Tensor, int]:
+    """Rearrange `x` so that a convolution of dilation 2 and `stride` becomes an ordinary one.
+
+    Returns the rearranged input and the dilation that is still needed at stride 1. With stride 2
+    the taps meet every second pixel only. With stride 1 the four 2x2 phases do not mix and go to
+    the batch: (N, C, H, W) -> (4N, C, H/2, W/2), undone by `from_phases`; pointwise convolution and
+    BN do not mind the order. Worth it on the CPU, where a dilated depthwise convolution's weight
+    gradient is by far the slowest call of a search step; elsewhere, and for odd sizes, `x` stays.
+    """
+    if stride == 2:
+        return x[:, :, ::2, ::2], 1
+    n, c, h, w = x.shape
+    if x.device.type != "cpu" or h % 2 or w % 2:
+        return x, 2
+    pixels = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)
+    phases = pixels.permute(0, 2, 4, 1, 3, 5).reshape(4 * n, h // 2, w // 2, c)
+    return phases.permute(0, 3, 1, 2), 1
+
+
+def from_phases(y: Tensor, batch_size: int) -> Tensor:
+    """Undo `to_phases` on an output for `batch_size` images: (4N, C, H/2, W/2) -> (N, C, H, W)."""
+    if y.size(0) == batch_size:
+        return y
+    n, (c, h, w) = batch_size, y.shape[1:]
+    phases = y.permute(0, 2, 3, 1).reshape(n, 2, 2, h, w, c)
+    pixels = phases.permute(0, 3, 1, 4, 2, 5).reshape(n, 2 * h, 2 * w, c)
+    return pixels.permute(0, 3, 1, 2)
+
+
+class FactorizedReduce(nn.Module):
+    """Halve the size by two 1x1 convolutions of stride 2, the second shifted by one pixel; BN.
+
+    Odd sizes are padded on the right and at the bottom. Takes (N, C_in, H, W), not widened, and
+    returns (N, fan*C_out, ceil(H/2), ceil(W/2)); `out_channels` must be even.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm, fan: int = 1):
+        super().__init__()
+        if out_channels % 2:
+            raise ValueError(f"a factorized reduction to {out_channels} channels: must be even")
+        self.fan = fan
+        half = fan * out_channels // 2
+        self.conv1 = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.conv2 = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.bn = norm(fan * out_channels)
+
+    def forward(self, x: Tensor, *scale: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        if h % 2 or w % 2:
+            x = F.pad(x, (0, w % 2, 0, h % 2))
+        halves = zip(
+            self.conv1(x).chunk(self.fan, 1),
+            self.conv2(x[:, :, 1:, 1:]).chunk(self.fan, 1),
+            strict=True,
+        )
+        return self.bn(torch.cat([half for edge in halves for half in edge], 1), *scale)
+
+
+def max_pool(x: Tensor, stride: int) -> Tensor:
+    return F.max_pool2d(x, 3, stride, 1)
+
+
+def avg_pool(x: Tensor, stride: int) -> Tensor:
+    return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)

@@ -1,0 +1,152 @@
+"""The supernet the textbook way: one module per edge and operation, as in the original code."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from darts_min.genotypes import PRIMITIVES
+
+
+def bn(channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+
+
+class FactorizedReduce(nn.Module):
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
+        self.bn = bn(c_out)
+
+    def forward(self, x):
+        x = F.relu(x)
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
+
+
+class Zero(nn.Module):
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return x[:, :, :: self.stride, :: self.stride].mul(0.0)
+
+
+class Branch(nn.Module):
+    """A chain of layers under the name `op`, as the original code names them."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.op = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+def relu_conv_bn(c_in, c_out):
+    return Branch(nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), bn(c_out))
+
+
+def separable(c, k, stride, dilation=1):
+    padding = dilation * (k // 2)
+    return [
+        nn.ReLU(),
+        nn.Conv2d(c, c, k, stride, padding, dilation, groups=c, bias=False),
+        nn.Conv2d(c, c, 1, bias=False),
+        bn(c),
+    ]
+
+
+def operation(name, c, stride):
+    if name == "none":
+        return Zero(stride)
+    if name == "max_pool_3x3":
+        return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), bn(c))
+    if name == "avg_pool_3x3":
+        return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), bn(c))
+    if name == "skip_connect":
+        return nn.Identity() if stride == 1 else FactorizedReduce(c, c)
+    k = int(name[-1])
+    if name.startswith("sep_conv"):
+        return Branch(*separable(c, k, stride), *separable(c, k, 1))
+    return Branch(*separable(c, k, stride, dilation=2))
+
+
+class MixedOp(nn.Module):
+    """Eq. 2 on one edge."""
+
+    def __init__(self, c, stride, primitives):
+        super().__init__()
+        self._ops = nn.ModuleList(operation(name, c, stride) for name in primitives)
+
+    def forward(self, x, weights):
+        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))
+
+
+class Cell(nn.Module):
+    def __init__(self, num_nodes, primitives, c_prev_prev, c_prev, c, reduction, reduction_prev):
+        super().__init__()
+        self.reduction, self.num_nodes = reduction, num_nodes
+        preprocess0 = FactorizedReduce if reduction_prev else relu_conv_bn
+        self.preprocess0 = preprocess0(c_prev_prev, c)
+        self.preprocess1 = relu_conv_bn(c_prev, c)
+        self._ops = nn.ModuleList(
+            MixedOp(c, 2 if reduction and j < 2 else 1, primitives)
+            for i in range(num_nodes)
+            for j in range(2 + i)
+        )
+
+    def forward(self, s0, s1, weights):
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        offset = 0
+        for _ in range(self.num_nodes):
+            edges = range(offset, offset + len(states))
+            offset += len(states)
+            states.append(
+                sum(self._ops[e](h, weights[e]) for e, h in zip(edges, states, strict=True))
+            )
+        return torch.cat(states[2:], dim=1)
+
+
+class TextbookSupernet(nn.Module):
+    def __init__(
+        self,
+        num_classes=10,
+        init_channels=16,
+        num_cells=8,
+        num_nodes=4,
+        in_channels=3,
+        primitives=PRIMITIVES,
+    ):
+        super().__init__()
+        c = 3 * init_channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, c, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c, track_running_stats=False),
+        )
+        c_prev_prev, c_prev, c, reduction_prev = c, c, init_channels, False
+        self.cells = nn.ModuleList()
+        for k in range(num_cells):
+            reduction = k in (num_cells // 3, 2 * num_cells // 3)
+            c = 2 * c if reduction else c
+            self.cells.append(
+                Cell(num_nodes, primitives, c_prev_prev, c_prev, c, reduction, reduction_prev)
+            )
+            c_prev_prev, c_prev, reduction_prev = c_prev, num_nodes * c, reduction
+        self.classifier = nn.Linear(c_prev, num_classes)
+        shape = (sum(2 + i for i in range(num_nodes)), len(primitives))
+        self.alphas_normal = nn.Parameter(1e-3 * torch.randn(shape))
+        self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(shape))
+
+    def alphas(self):
+        return [self.alphas_normal, self.alphas_reduce]
+
+    def weights(self):
+        return [p for name, p in self.named_parameters() if not name.startswith("alphas")]
+
+    def forward(self, x):
+        s0 = s1 = self.stem(x)
+        for cell in self.cells:
+            alphas = self.alphas_reduce if cell.reduction else self.alphas_normal
+            s0, s1 = s1, cell(s0, s1, F.softmax(alphas, dim=-1))
+        return self.classifier(s1.mean((2, 3)))
