@@ -3,14 +3,13 @@
 A cell is drawn like a subway map, from left to right. A state has a row of its own, and a column by
 its depth. An edge leaves along its source's row, changes rows on a lane of its own in the gap left
 of its target, and enters the target at a port of its own, through its label. So an edge never runs
-through a box or another label, two edges never share a piece of line, and nothing depends on luck.
+through a box or another label, and two edges meet at right angles if at all.
 """
 
 import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -23,15 +22,17 @@ SCALE, PIXELS = 4, 2
 MARGIN, TITLE, TEXT, LABEL = 24, 22, 20, 14  # units; the last three are font sizes
 BOX_HEIGHT, INPUT_WIDTH, NODE_WIDTH, ROW_GAP = 60, 76, 60, 16
 PORT, LABEL_HEIGHT, ARROW = 15, 23, 28  # port off the box's middle; line from label to port
-LANE, EXIT, CORNER = 11, 9, 9  # between lanes; between the lines that leave a box; radius
+LANE, EXIT, CORNER = 13, 9, 8  # between lanes; between the lines that leave a box; radius
 
 # Okabe and Ito's colour-blind safe hues, darkened until they are legible as text on white.
 COLORS = {"sep": "#0072b2", "dil": "#a03c7c", "max": "#b84f00", "avg": "#b84f00", "skip": "#007a59"}
+OUTPUT = -1  # the place of the line to the output among the numbers of a cell's edges
 INK, GREY, PAPER = "#222222", "#8a8a8a", "#ffffff"
 INPUT_FILL, NODE_FILL, OUTPUT_FILL = "#cfeccf", "#cde6f0", "#f1ecc0"  # the hues of the paper
-HEAT, BEST = (0, 84, 147), "#e69f00"
+HEAT, BEST = (86, 168, 220), "#d55e00"  # the hottest is still light enough for INK
 
 Point = tuple[float, float]
+Color = str | tuple[int, ...]
 
 
 class Box(NamedTuple):
@@ -42,7 +43,7 @@ class Box(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A polyline from its source's box to its target's; the output's edges have no `op`, `label`"""
+    """A polyline between two boxes; an edge to the output has no operation and no label."""
 
     source: str
     target: str
@@ -69,74 +70,65 @@ def layout_cell(genotype: Genotype, kind: str) -> Layout:
         raise ValueError(f"cell kind {kind!r} is not one of normal, reduce")
     check_genotype(genotype)
     cell, concat = getattr(genotype, kind), getattr(genotype, f"{kind}_concat")
-    ops, sources = zip(*cell, strict=True)
-    targets = [2 + i // 2 for i in range(len(cell))]
     states = range(2 + len(cell) // 2)
+    sources, targets = [source for _, source in cell], [2 + i // 2 for i in range(len(cell))]
     depth = [0, 0]
     for node in states[2:]:
-        depth.append(1 + max(depth[sources[2 * node - 4]], depth[sources[2 * node - 3]]))
+        depth.append(1 + max(depth[source] for source in sources[2 * node - 4 : 2 * node - 2]))
 
     # The inputs are the first and the last row. Of a node's two edges, that from above is above.
     row = {state: i for i, state in enumerate([0, *states[2:], 1])}
     is_lower = [row[sources[i]] + i % 2 / 2 > row[sources[i ^ 1]] for i in range(len(cell))]
-    rise = [row[t] + lower / 2 - row[s] for s, t, lower in zip(sources, targets, is_lower)]
+    fall = [row[targets[i]] + is_lower[i] / 2 - row[sources[i]] for i in range(len(cell))]
 
-    # Lines leave a box in the order that lets none of them cross another one of the same box:
-    # upward ones, the one to the output, downward ones; those that turn first are outermost.
+    # The lines that leave a box, from the top: those that turn up, to the output, that turn down;
+    # outermost those that turn first. In this order no two of them cross.
     order = {state: [] for state in states}
-    for i, (source, target) in enumerate(zip(sources, targets)):
-        side = math.copysign(1, rise[i])
-        order[source].append((side, -side * depth[target], rise[i], i))
+    for i, source in enumerate(sources):
+        side = math.copysign(1, fall[i])
+        order[source].append((side, -side * depth[targets[i]], fall[i], i))
     for node in concat:
-        order[node].append((0, 0, 0, -1))
-    exits = {(s, line[-1]): n for s in states for n, line in enumerate(sorted(order[s]))}
+        order[node].append((0, 0, 0, OUTPUT))
 
-    tops, y = {}, MARGIN + TITLE + ROW_GAP
+    tops, bottoms, y = {}, {}, MARGIN + TITLE + ROW_GAP
     for state in row:
         tops[state] = y
-        y += max(BOX_HEIGHT, EXIT * (len(order[state]) + 1)) + ROW_GAP
-    bottoms = {s: tops[s] + max(BOX_HEIGHT, EXIT * (len(order[s]) + 1)) for s in states}
-    middles = {s: (tops[s] + bottoms[s]) / 2 for s in states}
+        bottoms[state] = y + max(BOX_HEIGHT, EXIT * (len(order[state]) + 1))
+        y = bottoms[state] + ROW_GAP
+    middles = {state: (tops[state] + bottoms[state]) / 2 for state in states}
+    exits = {
+        (state, line[-1]): middles[state] + EXIT * (n - (len(order[state]) - 1) / 2)
+        for state in states
+        for n, line in enumerate(sorted(order[state]))
+    }
 
-    def leave(state: int, i: int) -> float:
-        return middles[state] + EXIT * (exits[state, i] - (len(order[state]) - 1) / 2)
-
-    label_width = max(text_width(op, LABEL) for op in ops) + 16
+    label_width = max(text_width(op, LABEL) for op, _ in cell) + 16
     lefts, lanes, right = [MARGIN], {}, MARGIN + INPUT_WIDTH
     for column in range(1, max(depth) + 1):
         into = [i for i, target in enumerate(targets) if depth[target] == column]
-        into.sort(key=lambda i: -abs(rise[i]))  # the longest is leftmost: fewer crossings
+        into.sort(key=lambda i: -abs(fall[i]))  # the longest is leftmost: fewer crossings
         lanes |= {i: right + LANE * (2 + n) for n, i in enumerate(into)}
         lefts.append(right + LANE * (3 + len(into)) + label_width + ARROW)
         right = lefts[-1] + NODE_WIDTH
-    boxes = {
-        state_name(s): Box(
-            lefts[depth[s]],
-            tops[s],
-            lefts[depth[s]] + (INPUT_WIDTH if s < 2 else NODE_WIDTH),
-            bottoms[s],
-        )
-        for s in states
-    }
-    edges = []
-    for i, (op, source, target) in enumerate(zip(ops, sources, targets)):
-        start, end = boxes[state_name(source)], boxes[state_name(target)]
-        out, port = leave(source, i), middles[target] + (PORT if is_lower[i] else -PORT)
-        path = (start.right, out), (lanes[i], out), (lanes[i], port), (end.left, port)
-        label = Box(
-            end.left - ARROW - label_width,
-            port - LABEL_HEIGHT / 2,
-            end.left - ARROW,
-            port + LABEL_HEIGHT / 2,
-        )
-        edges.append(Edge(state_name(source), state_name(target), path, op, label))
-    # The output is as tall as the nodes it concatenates, so each reaches it on its own row.
+
+    boxes, edges = {}, []
+    for state in states:
+        left, width = lefts[depth[state]], INPUT_WIDTH if state < 2 else NODE_WIDTH
+        boxes[state_name(state)] = Box(left, tops[state], left + width, bottoms[state])
+    for i, (op, state) in enumerate(cell):
+        source, target = state_name(state), state_name(targets[i])
+        out, port = exits[state, i], middles[targets[i]] + (PORT if is_lower[i] else -PORT)
+        start, end = boxes[source].right, boxes[target].left
+        path = (start, out), (lanes[i], out), (lanes[i], port), (end, port)
+        top, bottom = port - LABEL_HEIGHT / 2, port + LABEL_HEIGHT / 2
+        label = Box(end - ARROW - label_width, top, end - ARROW, bottom)
+        edges.append(Edge(source, target, path, op, label))
+    # The output is as tall as the nodes it concatenates, so each reaches it along its own row.
     left = right + ARROW + 2 * LANE
     boxes["c_{k}"] = Box(left, tops[min(concat)], left + NODE_WIDTH, bottoms[max(concat)])
     for node in concat:
-        out = leave(node, -1)
-        path = (boxes[state_name(node)].right, out), (left, out)
-        edges.append(Edge(state_name(node), "c_{k}", path))
+        name, out = state_name(node), exits[node, OUTPUT]
+        edges.append(Edge(name, "c_{k}", ((boxes[name].right, out), (left, out))))
     return Layout((left + NODE_WIDTH + MARGIN, y - ROW_GAP + MARGIN), boxes, tuple(edges))
 
 
@@ -171,18 +163,18 @@ def draw_alphas(
     best and the first of equals is. `num_nodes` only checks the number of rows.
     """
     rows = [[float(weight) for weight in row] for row in mix]
-    nodes = []
-    while len(nodes) < len(rows):
-        node = nodes[-1][0] + 1 if nodes else 0
-        nodes += [(node, predecessor) for predecessor in range(2 + node)]
-    found = nodes[-1][0] + 1 if nodes else 0
-    if not rows or len(nodes) != len(rows) or num_nodes not in (None, found):
-        wanted = "2, 5, 9, 14, ..." if num_nodes is None else num_nodes * (num_nodes + 3) // 2
-        raise ValueError(f"alphas: {len(rows)} edges; a cell of so many nodes has {wanted}")
+    nodes = [(node, p) for node in range(len(rows)) for p in range(2 + node)][: len(rows)]
+    last_node, last_predecessor = nodes[-1] if nodes else (0, 0)
+    if last_predecessor != last_node + 1 or num_nodes not in (None, last_node + 1):
+        wanted = "a cell has 2, 5, 9, 14, ..."
+        if num_nodes is not None:
+            wanted = f"a cell of {num_nodes} nodes has {num_nodes * (num_nodes + 3) // 2}"
+        raise ValueError(f"alphas: {len(rows)} edges; {wanted}")
     for i, row in enumerate(rows):
         if len(row) != len(primitives) or not all(map(math.isfinite, row)):
             raise ValueError(f"alphas, edge {i}: not {len(primitives)} finite weights: {row}")
 
+    candidates = [j for j, op in enumerate(primitives) if op != "none"]
     names = [f"node {node} <- {'node ' * (p > 1)}{state_name(p)}" for node, p in nodes]
     cell_width = max(text_width(name, LABEL) for name in primitives) + 16
     cell_height, node_gap, head = 30, 8, MARGIN + TITLE + ROW_GAP
@@ -194,20 +186,16 @@ def draw_alphas(
     for j, name in enumerate(primitives):
         canvas.text((left + cell_width * (j + 0.5), head + 12), name, LABEL, INK)
     hottest = max(max(row) for row in rows)
-    for row, name, top in zip(rows, names, tops):
+    for row, name, top in zip(rows, names, tops, strict=True):
         canvas.text((MARGIN, top + cell_height / 2), name, LABEL, INK, "left")
-        best = max(
-            (j for j, op in enumerate(primitives) if op != "none"),
-            key=row.__getitem__,
-            default=None,
-        )
+        best = max(candidates, key=row.__getitem__, default=None)
         for j, weight in enumerate(row):
             x = left + cell_width * j
             box = Box(x + 1, top + 1, x + cell_width - 1, top + cell_height - 1)
             heat = min(max(weight / hottest, 0), 1) if hottest > 0 else 0
             fill = tuple(round(255 + (hue - 255) * heat) for hue in HEAT)
             canvas.box(box, fill, BEST if j == best else fill, radius=4, width=3)
-            canvas.text(_middle(box), f"{weight:.3f}", LABEL, INK if heat < 0.6 else PAPER)
+            canvas.text(_middle(box), f"{weight:.3f}", LABEL, INK)
     note = Box(left + 1, tops[-1] + cell_height + 14, left + 25, tops[-1] + cell_height + 30)
     canvas.box(note, PAPER, BEST, radius=4, width=3)
     text = "best operation other than none"
@@ -237,7 +225,7 @@ def _middle(box: Box) -> Point:
 def _round_corners(points: Sequence[Point], steps: int = 12) -> list[Point]:
     """Replace each corner of an orthogonal polyline by a curve of radius CORNER."""
     curve = [points[0]]
-    for before, corner, after in zip(points, points[1:], points[2:]):
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         (x0, y0), (x2, y2) = _towards(corner, before, CORNER), _towards(corner, after, CORNER)
         for t in (step / steps for step in range(steps + 1)):
             a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t**2
@@ -258,9 +246,9 @@ class _Canvas:
         self.image = Image.new("RGB", tuple(side * SCALE for side in self.size), PAPER)
         self.pen = ImageDraw.Draw(self.image)
 
-    def box(self, box: Box, fill, outline, radius: float, width: float = 1.5) -> None:
+    def box(self, box: Box, fill: Color, edge: Color, radius: float, width: float = 1.5) -> None:
         corners = [round(side * SCALE) for side in box]
-        self.pen.rounded_rectangle(corners, radius * SCALE, fill, outline, round(width * SCALE))
+        self.pen.rounded_rectangle(corners, radius * SCALE, fill, edge, round(width * SCALE))
 
     def arrow(self, points: Sequence[Point], color: str) -> None:
         """Draw an arrow that ends rightwards; a white rim makes it pass over what it crosses."""

@@ -1,0 +1,359 @@
+"""Search a cell with DARTS (arXiv 1806.09055, Sec. 2 and 3.1).
+
+    python train_search.py --demo                      # offline, 2 CPU cores: under 2 minutes
+    python train_search.py --dataset cifar10           # the paper's search, first order
+    python train_search.py --dataset cifar10 --order 2
+
+Expected on CIFAR-10 (paper, not run here): cells that reach 2.8-3.0 % test error after the final
+training; 1.5 (order 1) or 4 (order 2) GPU days on a GTX 1080 Ti. README has what was run here.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from darts_min.architect import architecture_gradient
+from darts_min.checkpoint import (
+    RunFolder,
+    check_same_arguments,
+    free_folder,
+    newest_folder,
+    random_state,
+    set_random_state,
+    versions,
+)
+from darts_min.data import (
+    DATASETS,
+    Loader,
+    balanced_subset,
+    channel_statistics,
+    load_dataset,
+    split_half,
+)
+from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
+from darts_min.draw import draw_alphas, draw_cell
+from darts_min.evaluation import evaluate
+from darts_min.genotypes import format_genotype
+from darts_min.network import count_parameters
+from darts_min.supernet import Supernet
+
+DEMO = {
+    "dataset": "synthetic",
+    "image_size": 16,
+    "subset": 2000,
+    "init_channels": 4,
+    "num_cells": 3,
+    "batch_size": 32,
+    "epochs": 6,
+    "w_lr": 0.05,
+    "out_dir": "runs/demo-search",
+}
+# NNI's tutorial, first run: no clipping, schedule or momentum; w by Adam.
+PLAIN = {
+    "epochs": 10,
+    "w_optimizer": "adam",
+    "w_lr": 1e-3,
+    "w_lr_min": 1e-3,
+    "w_weight_decay": 1e-4,
+    "w_grad_clip": 0.0,
+}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Search a cell with DARTS.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def error(message: str) -> None:
+        raise ValueError(message)
+
+    parser.error = error
+    run = parser.add_argument_group("run")
+    run.add_argument("--demo", action="store_true", help="offline, small, under 2 minutes")
+    run.add_argument("--recipe", choices=("darts", "plain"), default="darts", help="defaults")
+    run.add_argument("--out-dir", help="run folder (default: runs/search, or the next free number)")
+    run.add_argument("--resume", action="store_true", help="continue --out-dir, or the newest run")
+    run.add_argument("--seed", type=int, default=0, help="of everything random")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
+    run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=DATASETS, default="cifar10")
+    data.add_argument("--data-dir", default="data", help="downloads, or the folder of images")
+    data.add_argument("--image-size", type=int, help="resize to squares of this many pixels")
+    data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
+    data.add_argument("--batch-size", type=int, default=64)
+    net = parser.add_argument_group("supernet")
+    net.add_argument("--init-channels", type=int, default=16)
+    net.add_argument("--num-cells", type=int, default=8)
+    net.add_argument("--num-nodes", type=int, default=4, help="intermediate nodes of a cell")
+    opt = parser.add_argument_group("optimisation")
+    opt.add_argument("--epochs", type=int, default=50)
+    opt.add_argument(
+        "--order", type=int, choices=(1, 2), default=1, help="of the gradient, Eq. 6-8"
+    )
+    opt.add_argument("--alpha-warmup-epochs", type=int, default=0, help="epochs that train w alone")
+    opt.add_argument("--w-optimizer", choices=("sgd", "adam"), default="sgd")
+    opt.add_argument("--w-lr", type=float, default=0.025, help="at the start (A.1.1)")
+    opt.add_argument("--w-lr-min", type=float, default=1e-3, help="cosine ends here (paper: 0)")
+    opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
+    opt.add_argument("--w-weight-decay", type=float, default=3e-4)
+    opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
+    opt.add_argument("--alpha-lr", type=float, default=3e-4, help="Adam, betas 0.5, 0.999")
+    opt.add_argument("--alpha-weight-decay", type=float, default=1e-3)
+    args = parser.parse_args(argv)
+    for chosen, defaults in ((args.recipe == "plain", PLAIN), (args.demo, DEMO)):
+        if chosen:
+            parser.set_defaults(**defaults)  # explicit flags still win
+    args = parser.parse_args(argv)
+    if args.fast_dev_run:
+        args.epochs = 1
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("alpha_warmup_epochs", 0)):
+        if getattr(args, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
+    return args
+
+
+def train_epoch(model, batches, optimizers, scalers, autocast, xi, w_grad_clip, search):
+    """Train for one epoch by Alg. 1; return the mean loss and the accuracy on the w half."""
+    w_optimizer, alpha_optimizer = optimizers
+    w_scaler, alpha_scaler = scalers
+    loss_sum = correct = count = 0
+
+    def scaled_loss(logits, target):
+        return alpha_scaler.scale(F.cross_entropy(logits, target))
+
+    for train_batch, val_batch in batches:
+        # Alg. 1, line 1: update alpha by descending grad_alpha L_val(w - xi grad_w L_train, alpha).
+        if search:
+            with autocast():
+                alpha_grads = architecture_gradient(
+                    model, scaled_loss, train_batch, val_batch, xi, w_optimizer
+                )
+            for alpha, grad in zip(model.alphas(), alpha_grads, strict=True):
+                alpha.grad = grad
+            alpha_scaler.step(alpha_optimizer)
+            alpha_scaler.update()
+
+        # Alg. 1, line 2: update w by descending grad_w L_train(w, alpha).
+        x, target = train_batch
+        with autocast():
+            logits = model(x)
+            loss = F.cross_entropy(logits, target)
+        w_optimizer.zero_grad()
+        w_scaler.scale(loss).backward()
+        w_scaler.unscale_(w_optimizer)
+        torch.nn.utils.clip_grad_norm_(model.weights(), w_grad_clip or float("inf"))
+        w_scaler.step(w_optimizer)
+        w_scaler.update()
+
+        loss_sum += loss.detach() * len(target)
+        correct += (logits.detach().argmax(1) == target).sum()
+        count += len(target)
+    return float(loss_sum) / count, float(correct) / count
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parse_args(argv)
+    started = time.time()
+    torch.manual_seed(args.seed)
+    device = choose_device(args.device)
+    autocast, is_fp16 = choose_autocast(args.amp, device)
+    memory_format = choose_memory_format(args.channels_last, device)
+    limit = 2 if args.fast_dev_run else None
+
+    generator = torch.Generator().manual_seed(args.seed)
+    dataset = load_dataset(args.dataset, args.data_dir, args.image_size, args.seed)
+    train = dataset.train
+    if args.subset is not None:
+        train = balanced_subset(train, args.subset, generator)
+    statistics = channel_statistics(train)
+    w_half, alpha_half = (half.to(device) for half in split_half(train, generator))
+    w_loader = Loader(w_half, args.batch_size, statistics, generator, augment=True)
+    alpha_loader = Loader(alpha_half, args.batch_size, statistics, generator, augment=True)
+    eval_loader = Loader(alpha_half, args.batch_size, statistics)
+
+    num_classes = len(dataset.classes)
+    model = Supernet(
+        num_classes,
+        args.init_channels,
+        args.num_cells,
+        args.num_nodes,
+        in_channels=train.images.size(3),
+    ).to(device, memory_format=memory_format)
+    for alpha in model.alphas():
+        alpha.requires_grad_(False)  # in the w step; architecture_gradient sees to its own
+
+    if args.w_optimizer == "sgd":
+        w_optimizer = torch.optim.SGD(
+            model.weights(), args.w_lr, args.w_momentum, weight_decay=args.w_weight_decay
+        )
+    else:
+        w_optimizer = torch.optim.Adam(model.weights(), args.w_lr, weight_decay=args.w_weight_decay)
+    alpha_optimizer = torch.optim.Adam(
+        model.alphas(), args.alpha_lr, betas=(0.5, 0.999), weight_decay=args.alpha_weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+        w_optimizer, args.epochs, eta_min=args.w_lr_min
+    )
+    w_scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
+    # The second order computes in float32 whatever --amp says.
+    alpha_scaler = torch.amp.GradScaler(device.type, enabled=is_fp16 and args.order == 1)
+    stateful = {
+        "model": model,
+        "w_optimizer": w_optimizer,
+        "alpha_optimizer": alpha_optimizer,
+        "scheduler": scheduler,
+        "w_scaler": w_scaler,
+        "alpha_scaler": alpha_scaler,
+    }
+
+    out_dir = args.out_dir or "runs/search"
+    explicit = args.out_dir and args.out_dir != DEMO["out_dir"]
+    if not explicit:
+        out_dir = newest_folder(out_dir, "last.pt") if args.resume else free_folder(out_dir)
+    run = RunFolder(out_dir, args.resume)
+    first_epoch, history = 0, []
+    if args.resume:
+        state = run.load_checkpoint(device)
+        check_same_arguments(vars(args), state["args"], {"out_dir", "resume", "device", "data_dir"})
+        for name, item in stateful.items():
+            item.load_state_dict(state[name])
+        generator.set_state(state["generator"].cpu())
+        set_random_state(state["random_state"])
+        first_epoch, history = state["epoch"] + 1, state["history"]
+        started -= state["seconds"]
+        run.log(f"resumed after epoch {state['epoch'] + 1}")
+
+    run.log(
+        f"search on {args.dataset}: {len(w_half.labels)} images for w, {len(alpha_half.labels)} "
+        f"for alpha, {num_classes} classes; supernet with {count_parameters(model) / 1e6:.3f} M "
+        f"parameters on {device}; run folder {run.path}"
+    )
+    writer = SummaryWriter(str(run.path), purge_step=first_epoch)
+    writer.add_text("arguments", table(vars(args)))
+    genotype = model.genotype()
+    for epoch in range(first_epoch, args.epochs):
+        epoch_started = time.time()
+        lr = w_optimizer.param_groups[0]["lr"]
+        # The alpha half is never the smaller one, so that it lasts for the epoch.
+        batches = itertools.islice(zip(w_loader, alpha_loader, strict=False), limit)
+        batches = tqdm(batches, total=limit or len(w_loader), leave=False, disable=None)
+        train_loss, train_accuracy = train_epoch(
+            model,
+            batches,
+            (w_optimizer, alpha_optimizer),
+            (w_scaler, alpha_scaler),
+            autocast,
+            xi=lr if args.order == 2 else 0.0,
+            w_grad_clip=args.w_grad_clip,
+            search=epoch >= args.alpha_warmup_epochs,
+        )
+        scheduler.step()
+        val = evaluate(model, itertools.islice(eval_loader, limit), num_classes, autocast)
+
+        previous, genotype = genotype, model.genotype()
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "lr": lr,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "arch_loss": val.loss,
+                "arch_accuracy": val.accuracy,
+                "seconds": time.time() - epoch_started,
+                "genotype": format_genotype(genotype, "quark0"),
+            }
+        )
+        run.log(
+            f"epoch {epoch + 1:3d}/{args.epochs}  lr {lr:.4f}  "
+            f"w half: loss {train_loss:.3f}, accuracy {100 * train_accuracy:.2f} %  "
+            f"alpha half: loss {val.loss:.3f}, accuracy {100 * val.accuracy:.2f} %  "
+            f"{history[-1]['seconds']:.0f} s  "
+            f"genotype {'unchanged' if genotype == previous else 'changed'}"
+        )
+        report(writer, run, model, genotype, history[-1])
+        run.save_checkpoint(
+            {name: item.state_dict() for name, item in stateful.items()}
+            | {
+                "epoch": epoch,
+                "history": history,
+                "args": vars(args),
+                "generator": generator.get_state(),
+                "random_state": random_state(),
+                "seconds": time.time() - started,
+            }
+        )
+    writer.close()
+
+    result = {
+        "arch_accuracy": history[-1]["arch_accuracy"],
+        "genotype": format_genotype(genotype, "quark0"),
+        "seconds": time.time() - started,
+        "device": str(device),
+        "versions": versions(),
+        "args": vars(args),
+        "history": history,
+        "out_dir": str(run.path),
+    }
+    run.save_json("result.json", result)
+    flags = " --demo" if args.demo else ""
+    run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
+    run.log(f"genotype: {result['genotype']}")
+    run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
+    run.log(f"next: python train_final.py{flags} --genotype {run.path}")
+    return result
+
+
+def table(values: dict) -> str:
+    """Write `values` as a Markdown table, for TensorBoard."""
+    rows = [f"| {key} | {value} |" for key, value in values.items()]
+    return "\n".join(["| argument | value |", "|---|---|", *rows])
+
+
+def report(writer, run, model, genotype, record) -> None:
+    """Write an epoch to TensorBoard, and the genotype and pictures to the run folder."""
+    epoch = record["epoch"]
+    for key in ("train_loss", "arch_loss", "train_accuracy", "arch_accuracy"):
+        part, quantity = key.split("_")
+        writer.add_scalar(f"{quantity}/{part}", record[key], epoch)
+    writer.add_scalar("learning rate/w", record["lr"], epoch)
+    writer.add_text("genotype", f"`{record['genotype']}`", epoch)
+    run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
+    cells = {"normal": genotype.normal, "reduce": genotype.reduce}
+    for (kind, cell), alphas in zip(cells.items(), model.alphas(), strict=True):
+        mix = model.mixture(alphas.detach())
+        entropy = -(mix * mix.log()).sum(1).mean()
+        writer.add_scalar(f"entropy of the mixture (nats)/{kind}", entropy, epoch)
+        skips = sum(op == "skip_connect" for op, _ in cell)
+        writer.add_scalar(f"skips in the cell/{kind}", skips, epoch)
+        edges = [(node, j) for node in range(model.num_nodes) for j in range(2 + node)]
+        for (node, j), row in zip(edges, mix.tolist(), strict=True):
+            for op, weight in zip(model.primitives, row, strict=True):
+                writer.add_scalar(f"mix {kind}, state {2 + node} from {j}/{op}", weight, epoch)
+        pictures = {
+            f"cell_{kind}": draw_cell(genotype, kind),
+            f"alphas_{kind}": draw_alphas(mix.tolist(), model.primitives, f"softmax, {kind} cell"),
+        }
+        for name, picture in pictures.items():
+            picture.save(run / f"{name}.png")
+            writer.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
+    writer.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"train_search.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
