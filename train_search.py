@@ -53,6 +53,7 @@ DEMO = {
     "batch_size": 32,
     "epochs": 6,
     "w_lr": 0.05,
+    "alpha_lr": 0.01,
     "out_dir": "runs/demo-search",
 }
 # NNI's tutorial, first run: no clipping, schedule or momentum; w by Adam.
@@ -196,7 +197,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     if args.w_optimizer == "sgd":
         w_optimizer = torch.optim.SGD(
-            model.weights(), args.w_lr, args.w_momentum, weight_decay=args.w_weight_decay
+            model.weights(),
+            args.w_lr,
+            args.w_momentum,
+            weight_decay=args.w_weight_decay,
+            foreach=True,  # one call for all tensors, on the CPU too
         )
     else:
         w_optimizer = torch.optim.Adam(model.weights(), args.w_lr, weight_decay=args.w_weight_decay)

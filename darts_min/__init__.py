@@ -1,8 +1,10 @@
 """DARTS (arXiv 1806.09055), differentiable architecture search, in plain PyTorch."""
 
+__version__ = "0.1.0"
+
+from darts_min.checkpoint import load_network
 from darts_min.genotypes import PRIMITIVES, Genotype
 from darts_min.network import Network
 from darts_min.supernet import Supernet
 
-__version__ = "0.1.0"
-__all__ = ["PRIMITIVES", "Genotype", "Network", "Supernet"]
+__all__ = ["PRIMITIVES", "Genotype", "Network", "Supernet", "load_network"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import darts_min
+from darts_min import __version__
 from darts_min.genotypes import Genotype, format_genotype, parse_genotype
 from darts_min.network import Network
 
@@ -125,7 +125,7 @@ def check_same_arguments(now: dict[str, Any], before: dict[str, Any], free: set[
 
 def versions() -> dict[str, str]:
     return {
-        "darts_min": darts_min.__version__,
+        "darts_min": __version__,
         "torch": torch.__version__,
         "python": sys.version.split()[0],
     }

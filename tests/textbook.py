@@ -1,4 +1,4 @@
-"""The supernet the textbook way: one module per edge and operation, as in the original code."""
+"""Supernet and network the textbook way: one module per edge and operation, as in the original."""
 
 import torch
 from torch import nn
@@ -7,12 +7,12 @@ from torch.nn import functional as F
 from darts_min.genotypes import PRIMITIVES
 
 
-def bn(channels: int) -> nn.Module:
+def search_bn(channels):
     return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
 
 
 class FactorizedReduce(nn.Module):
-    def __init__(self, c_in, c_out):
+    def __init__(self, c_in, c_out, bn=search_bn):
         super().__init__()
         self.conv_1 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
@@ -43,11 +43,11 @@ class Branch(nn.Module):
         return self.op(x)
 
 
-def relu_conv_bn(c_in, c_out):
+def relu_conv_bn(c_in, c_out, bn=search_bn):
     return Branch(nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), bn(c_out))
 
 
-def separable(c, k, stride, dilation=1):
+def separable(c, k, stride, bn, dilation=1):
     padding = dilation * (k // 2)
     return [
         nn.ReLU(),
@@ -57,19 +57,19 @@ def separable(c, k, stride, dilation=1):
     ]
 
 
-def operation(name, c, stride):
+def operation(name, c, stride, bn):
     if name == "none":
         return Zero(stride)
     if name == "max_pool_3x3":
-        return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), bn(c))
+        return nn.MaxPool2d(3, stride, padding=1)
     if name == "avg_pool_3x3":
-        return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), bn(c))
+        return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
     if name == "skip_connect":
-        return nn.Identity() if stride == 1 else FactorizedReduce(c, c)
+        return nn.Identity() if stride == 1 else FactorizedReduce(c, c, bn)
     k = int(name[-1])
     if name.startswith("sep_conv"):
-        return Branch(*separable(c, k, stride), *separable(c, k, 1))
-    return Branch(*separable(c, k, stride, dilation=2))
+        return Branch(*separable(c, k, stride, bn), *separable(c, k, 1, bn))
+    return Branch(*separable(c, k, stride, bn, dilation=2))
 
 
 class MixedOp(nn.Module):
@@ -77,7 +77,10 @@ class MixedOp(nn.Module):
 
     def __init__(self, c, stride, primitives):
         super().__init__()
-        self._ops = nn.ModuleList(operation(name, c, stride) for name in primitives)
+        self._ops = nn.ModuleList()
+        for name in primitives:
+            op = operation(name, c, stride, search_bn)
+            self._ops.append(nn.Sequential(op, search_bn(c)) if "pool" in name else op)
 
     def forward(self, x, weights):
         return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))
@@ -149,4 +152,49 @@ class TextbookSupernet(nn.Module):
         for cell in self.cells:
             alphas = self.alphas_reduce if cell.reduction else self.alphas_normal
             s0, s1 = s1, cell(s0, s1, F.softmax(alphas, dim=-1))
+        return self.classifier(s1.mean((2, 3)))
+
+
+class FinalCell(nn.Module):
+    def __init__(self, genotype, c_prev_prev, c_prev, c, reduction, reduction_prev):
+        super().__init__()
+        self.edges = genotype.reduce if reduction else genotype.normal
+        self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
+        preprocess0 = FactorizedReduce if reduction_prev else relu_conv_bn
+        self.preprocess0 = preprocess0(c_prev_prev, c, nn.BatchNorm2d)
+        self.preprocess1 = relu_conv_bn(c_prev, c, nn.BatchNorm2d)
+        self._ops = nn.ModuleList(
+            operation(name, c, 2 if reduction and j < 2 else 1, nn.BatchNorm2d)
+            for name, j in self.edges
+        )
+
+    def forward(self, s0, s1):
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for i in range(0, len(self.edges), 2):
+            (_, j1), (_, j2) = self.edges[i : i + 2]
+            states.append(self._ops[i](states[j1]) + self._ops[i + 1](states[j2]))
+        return torch.cat([states[i] for i in self.concat], dim=1)
+
+
+class TextbookNetwork(nn.Module):
+    """The discrete CIFAR network without auxiliary head and drop path."""
+
+    def __init__(self, genotype, num_classes=10, init_channels=36, num_cells=20):
+        super().__init__()
+        c = 3 * init_channels
+        self.stem = nn.Sequential(nn.Conv2d(3, c, 3, padding=1, bias=False), nn.BatchNorm2d(c))
+        c_prev_prev, c_prev, c, reduction_prev = c, c, init_channels, False
+        self.cells = nn.ModuleList()
+        for k in range(num_cells):
+            reduction = k in (num_cells // 3, 2 * num_cells // 3)
+            c = 2 * c if reduction else c
+            cell = FinalCell(genotype, c_prev_prev, c_prev, c, reduction, reduction_prev)
+            self.cells.append(cell)
+            c_prev_prev, c_prev, reduction_prev = c_prev, len(cell.concat) * c, reduction
+        self.classifier = nn.Linear(c_prev, num_classes)
+
+    def forward(self, x):
+        s0 = s1 = self.stem(x)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1)
         return self.classifier(s1.mean((2, 3)))

@@ -1,0 +1,232 @@
+"""Oracles: F.conv2d with dilation, one operation per edge, and formulas written out."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from darts_min.operations import (
+    BatchStatNorm,
+    ConvBN,
+    DepthwiseConv,
+    DilConv,
+    FactorizedReduce,
+    SepConv,
+    _DepthwiseInStrips,
+    avg_pool,
+    from_phases,
+    max_pool,
+    to_phases,
+)
+from darts_min.supernet import Supernet
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-11)
+
+
+def double(*shape, layout="contiguous", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    x = x.contiguous(memory_format=LAYOUTS[layout]) if len(shape) == 4 else x
+    return x.requires_grad_()
+
+
+def gradients(y, *inputs):
+    """Differentiate a sum of y that weights each of its elements differently."""
+    return torch.autograd.grad((y * double(*y.shape, seed=9).detach()).sum(), inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(2, 2), (6, 8), (16, 10)])
+def test_from_phases_undoes_to_phases(size, layout):
+    x = double(3, 5, *size, layout=layout)
+    phases, dilation = to_phases(x, 1)
+    assert dilation == 1 and phases.shape == (12, 5, size[0] // 2, size[1] // 2)
+    assert torch.equal(from_phases(phases, 3), x)
+    for k in range(4):
+        assert torch.equal(phases[k::4], x[:, :, k // 2 :: 2, k % 2 :: 2])
+
+
+@pytest.mark.parametrize("size", [(7, 8), (8, 7), (9, 9)])
+def test_odd_sizes_stay_as_they_are(size):
+    x = double(3, 5, *size)
+    phases, dilation = to_phases(x, 1)
+    assert phases is x and dilation == 2
+    assert from_phases(phases, 3) is x
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(8, 8), (16, 20), (7, 7), (9, 16), (16, 9), (3, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_dil_conv_on_phases_is_a_dilated_convolution(kernel, stride, size, layout):
+    op = DilConv(4, kernel, BatchStatNorm).double()
+    op.bn = nn.Identity()
+    x, weight = double(2, 4, *size, layout=layout), op.depthwise.weight
+    phases, dilation = to_phases(x, stride)
+    ours = from_phases(op(phases, dilation), len(x))
+    expected = F.conv2d(x, weight, None, stride, kernel - 1, 2, 4)
+    expected = F.conv2d(expected, op.pointwise.weight)
+    close(ours, expected)
+    wrt = x, weight, op.pointwise.weight
+    for our_grad, grad in zip(gradients(ours, *wrt), gradients(expected, *wrt), strict=True):
+        close(our_grad, grad)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", range(8, 18))
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_conv_equals_conv2d(kernel, size, layout):
+    op = DepthwiseConv(4, kernel).double()
+    x, weight = double(2, 4, size - 3, size, layout=layout), op.weight
+    ours, expected = op(x), F.conv2d(x, weight, padding=kernel // 2, groups=4)
+    close(ours, expected)
+    for our_grad, grad in zip(
+        gradients(ours, x, weight), gradients(expected, x, weight), strict=True
+    ):
+        close(our_grad, grad)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_depthwise_strips_give_only_the_gradient_that_is_wanted(frozen):
+    op, x = DepthwiseConv(2, 5).double(), double(2, 2, 8, 8)
+    (x if frozen == "x" else op.weight).requires_grad_(False)
+    wanted = op.weight if frozen == "x" else x
+    y, expected = op(x), F.conv2d(x, op.weight, padding=2, groups=2)
+    assert "DepthwiseInStrips" in type(y.grad_fn).__name__
+    close(gradients(y, wanted)[0], gradients(expected, wanted)[0])
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_depthwise_strips_pass_gradcheck_twice(kernel):
+    def strips(x, weight):
+        return _DepthwiseInStrips.apply(x, weight, kernel // 2)
+
+    inputs = double(1, 2, 3, 8), double(2, 1, kernel, kernel, seed=1)
+    assert torch.autograd.gradcheck(strips, inputs)
+    assert torch.autograd.gradgradcheck(strips, inputs)
+
+
+def split(weights, op, fan, channels):
+    """Give `fan` operations their parts of one that is `fan` wide."""
+    parts = [
+        dict(zip(weights, part, strict=True))
+        for part in zip(*(w.chunk(fan) for w in weights.values()), strict=True)
+    ]
+    ops = [op(1).double() for _ in range(fan)]
+    for single, part in zip(ops, parts, strict=True):
+        single.load_state_dict(part)
+    return ops
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["sep", "dil", "reduce"])
+def test_three_edges_side_by_side_equal_three_operations(kind, stride, kernel, layout):
+    fan, c = 3, 4
+    x, scale = double(2, c, 8, 8, layout=layout), double(fan * c, seed=1)
+    wide = torch.cat([x] * fan, 1)
+    if kind == "sep":
+        make = partial(SepConv, c, kernel, stride, BatchStatNorm)
+    elif kind == "dil":
+        make = partial(DilConv, c, kernel, BatchStatNorm)
+    else:
+        make = partial(FactorizedReduce, c, c, BatchStatNorm)
+    op = make(fan).double()
+
+    def run(op, x, scale):
+        if kind != "dil":
+            return op(x, scale)
+        phases, dilation = to_phases(x, stride)
+        return from_phases(op(phases, dilation, scale), len(x))
+
+    ours = run(op, x if kind == "reduce" else wide, scale)
+    singles = split(op.state_dict(), make, fan, c)
+    scales = scale.chunk(fan)
+    expected = torch.cat([run(o, x, s) for o, s in zip(singles, scales, strict=True)], 1)
+    close(ours, expected)
+    parameters = list(op.parameters())
+    grads = gradients(ours, x, scale, *parameters)
+    close(grads[:2], gradients(expected, x, scale))
+    weights = zip(*(single.parameters() for single in singles), strict=True)
+    expected_grads = gradients(expected, *[w for each in weights for w in each])
+    for i, grad in enumerate(grads[2:]):
+        close(grad, torch.cat(expected_grads[fan * i : fan * i + fan]))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (7, 8), (8, 7), (1, 1)])
+def test_factorized_reduce_pads_odd_sizes_on_the_right_and_bottom(size):
+    op = FactorizedReduce(3, 4, BatchStatNorm).double()
+    x = double(5, 3, *size)
+    h, w = (n + n % 2 for n in size)
+    padded = torch.zeros(5, 3, h, w, dtype=torch.float64)
+    padded[:, :, : size[0], : size[1]] = x
+    close(op(x), op(padded))
+    assert op(x).shape == (5, 4, h // 2, w // 2)
+
+
+def test_factorized_reduce_takes_even_pixels_then_odd_pixels():
+    op = FactorizedReduce(3, 4, BatchStatNorm).double()
+    op.bn = nn.Identity()
+    x = double(2, 3, 6, 8)
+    even = torch.einsum("oi,nihw->nohw", op.conv1.weight[:, :, 0, 0], x[:, :, ::2, ::2])
+    odd = torch.einsum("oi,nihw->nohw", op.conv2.weight[:, :, 0, 0], x[:, :, 1::2, 1::2])
+    close(op(x), torch.cat([even, odd], 1))
+
+
+def test_factorized_reduce_refuses_odd_channels():
+    with pytest.raises(ValueError, match="5 channels"):
+        FactorizedReduce(4, 5, BatchStatNorm)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_stat_norm_is_the_formula_in_training_and_evaluation(layout):
+    bn, x, weight = BatchStatNorm(4).double(), double(3, 4, 5, 6, layout=layout), double(4)
+    mean = x.mean((0, 2, 3), keepdim=True)
+    variance = (x - mean).square().mean((0, 2, 3), keepdim=True)
+    expected = (x - mean) / (variance + 1e-5).sqrt()
+    assert not list(bn.parameters()) and not bn.state_dict()
+    for training in (True, False):
+        bn.train(training)
+        close(bn(x), expected)
+        close(bn(x, weight), expected * weight[:, None, None])
+
+
+def test_conv_bn_is_a_matrix_product_and_a_norm():
+    op, x = ConvBN(3, 4, BatchStatNorm).double(), double(5, 3, 2, 2)
+    y = torch.einsum("oi,nihw->nohw", op.conv.weight[:, :, 0, 0], x)
+    mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)
+    close(op(x), (y - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [5, 6])
+def test_pools_leave_the_border_out(size, stride):
+    x = double(2, 3, size, size)
+    for pool, reduce in ((max_pool, torch.amax), (avg_pool, torch.mean)):
+        y = pool(x, stride)
+        for i, j in torch.cartesian_prod(*(torch.arange(0, size, stride),) * 2).tolist():
+            window = x[:, :, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+            close(y[:, :, i // stride, j // stride], reduce(window, (2, 3)))
+        assert y.shape[2:] == (-(-size // stride),) * 2
+
+
+def test_search_cells_give_batch_norm_contiguous_scales():
+    """PyTorch 2.14's batch_norm backward on the CPU misreads strided weights."""
+    model = Supernet(init_channels=4, num_cells=3, num_nodes=3)
+    scaled = []
+
+    def look(module, args):
+        if len(args) == 2:
+            assert args[1].is_contiguous()
+            scaled.append(module)
+
+    for module in model.modules():
+        if isinstance(module, BatchStatNorm):
+            module.register_forward_pre_hook(look)
+    model(torch.randn(2, 3, 8, 8))
+    # Four convolution ops per state and cell, and the skips of stride 2.
+    assert len(scaled) == len(set(scaled)) == 4 * 4 * 3 + 2 * 2

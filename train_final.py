@@ -1,0 +1,327 @@
+"""Train the network built from a genotype (DARTS, arXiv 1806.09055, Sec. 3.3 and A.1.2).
+
+    python train_final.py --demo                             # continues train_search.py --demo
+    python train_final.py --dataset cifar10 --genotype runs/search
+    python train_final.py --dataset cifar10 --genotype DARTS_V2
+
+Expected on CIFAR-10 (paper, not run here): DARTS_V2, 36 channels, 20 cells, 600 epochs, cutout:
+2.76 +- 0.09 % test error, 1.5 days on a GTX 1080 Ti. README has what was run here.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from darts_min.checkpoint import (
+    RunFolder,
+    check_same_arguments,
+    free_folder,
+    newest_folder,
+    random_state,
+    save_network,
+    set_random_state,
+    versions,
+)
+from darts_min.data import DATASETS, Loader, balanced_subset, channel_statistics, load_dataset
+from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
+from darts_min.draw import draw_cell
+from darts_min.evaluation import evaluate
+from darts_min.genotypes import format_genotype, parse_genotype
+from darts_min.network import Network, count_multiply_adds, count_parameters
+
+DEMO = {
+    "dataset": "synthetic",
+    "image_size": 16,
+    "subset": 2000,
+    "init_channels": 8,
+    "num_cells": 3,
+    "batch_size": 32,
+    "epochs": 6,
+    "cutout": 4,
+    "w_lr": 0.05,
+    "out_dir": "runs/demo-final",
+}
+# NNI's tutorial, first run: none of the tricks; 89.69 % with its cell (NNI_PLAIN).
+PLAIN = {
+    "init_channels": 16,
+    "num_cells": 8,
+    "epochs": 100,
+    "w_optimizer": "adam",
+    "w_lr": 1e-3,
+    "w_lr_min": 1e-3,
+    "w_weight_decay": 1e-4,
+    "w_grad_clip": 0.0,
+    "cutout": 0,
+    "auxiliary_weight": 0.0,
+    "drop_path_prob": 0.0,
+}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train the network built from a genotype.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+    def error(message: str) -> None:
+        raise ValueError(message)
+
+    parser.error = error
+    run = parser.add_argument_group("run")
+    run.add_argument("--demo", action="store_true", help="offline, small, after the search's demo")
+    run.add_argument("--recipe", choices=("darts", "plain"), default="darts", help="defaults")
+    run.add_argument("--out-dir", help="run folder (default: runs/final, or the next free number)")
+    run.add_argument("--resume", action="store_true", help="continue --out-dir, or the newest run")
+    run.add_argument("--seed", type=int, default=0, help="of everything random")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
+    run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=DATASETS, default="cifar10")
+    data.add_argument("--data-dir", default="data", help="downloads, or the folder of images")
+    data.add_argument("--image-size", type=int, help="resize to squares of this many pixels")
+    data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
+    data.add_argument("--batch-size", type=int, default=96)
+    data.add_argument("--cutout", type=int, default=16, help="side of the square in pixels; 0: off")
+    net = parser.add_argument_group("network")
+    net.add_argument("--genotype", help="published name, run folder, file or text (see README)")
+    net.add_argument("--init-channels", type=int, default=36)
+    net.add_argument("--num-cells", type=int, default=20)
+    net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar")
+    net.add_argument("--auxiliary-weight", type=float, default=0.4, help="of its loss; 0: no head")
+    net.add_argument("--drop-path-prob", type=float, default=0.2, help="at the end; grows linearly")
+    opt = parser.add_argument_group("optimisation")
+    opt.add_argument("--epochs", type=int, default=600)
+    opt.add_argument("--w-optimizer", choices=("sgd", "adam"), default="sgd")
+    opt.add_argument("--w-lr", type=float, default=0.025, help="at the start (A.1.2)")
+    opt.add_argument("--w-lr-min", type=float, default=0.0, help="cosine ends here (NNI: 1e-3)")
+    opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
+    opt.add_argument("--w-weight-decay", type=float, default=3e-4)
+    opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
+    opt.add_argument("--label-smoothing", type=float, default=0.0)
+    args = parser.parse_args(argv)
+    for chosen, defaults in ((args.recipe == "plain", PLAIN), (args.demo, DEMO)):
+        if chosen:
+            parser.set_defaults(**defaults)  # explicit flags still win
+    args = parser.parse_args(argv)
+    if args.fast_dev_run:
+        args.epochs = 1
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0)):
+        if getattr(args, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
+    for name in ("drop_path_prob", "label_smoothing"):
+        if not 0 <= getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {getattr(args, name)}: must be in [0, 1)")
+    if args.genotype is None:
+        if not args.demo:
+            raise ValueError("--genotype is needed: a published name, a run folder, file or text")
+        args.genotype = str(newest_folder("runs/demo-search", "genotype.json"))
+    return args
+
+
+def train_epoch(network, batches, optimizer, scaler, autocast, args):
+    """Train for one epoch; return the mean loss (without the auxiliary) and the accuracy."""
+    loss_sum = correct = count = 0
+    for x, target in batches:
+        with autocast():
+            output = network(x)
+            logits, aux_logits = output if args.auxiliary_weight else (output, None)
+            loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
+            objective = loss
+            if aux_logits is not None:
+                aux_loss = F.cross_entropy(aux_logits, target, label_smoothing=args.label_smoothing)
+                objective = loss + args.auxiliary_weight * aux_loss
+        optimizer.zero_grad()
+        scaler.scale(objective).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), args.w_grad_clip or float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+
+        loss_sum += loss.detach() * len(target)
+        correct += (logits.detach().argmax(1) == target).sum()
+        count += len(target)
+    return float(loss_sum) / count, float(correct) / count
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parse_args(argv)
+    started = time.time()
+    torch.manual_seed(args.seed)
+    device = choose_device(args.device)
+    autocast, is_fp16 = choose_autocast(args.amp, device)
+    memory_format = choose_memory_format(args.channels_last, device)
+    limit = 2 if args.fast_dev_run else None
+    genotype = parse_genotype(args.genotype)
+
+    generator = torch.Generator().manual_seed(args.seed)
+    dataset = load_dataset(args.dataset, args.data_dir, args.image_size, args.seed)
+    train, num_classes = dataset.train, len(dataset.classes)
+    if args.subset is not None:
+        train = balanced_subset(train, args.subset, generator)
+    statistics = channel_statistics(train)
+    train_loader = Loader(
+        train.to(device), args.batch_size, statistics, generator, augment=True, cutout=args.cutout
+    )
+    test_loader = Loader(dataset.test.to(device), args.batch_size, statistics)
+
+    image_size, in_channels = train.images.size(1), train.images.size(3)
+    network = Network(
+        genotype,
+        num_classes,
+        args.init_channels,
+        args.num_cells,
+        auxiliary=args.auxiliary_weight > 0,
+        in_channels=in_channels,
+        stem=args.stem,
+    ).to(device, memory_format=memory_format)
+    if args.w_optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            network.parameters(), args.w_lr, args.w_momentum, weight_decay=args.w_weight_decay
+        )
+    else:
+        optimizer = torch.optim.Adam(
+            network.parameters(), args.w_lr, weight_decay=args.w_weight_decay
+        )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, args.epochs, eta_min=args.w_lr_min
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
+    stateful = {
+        "network": network,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": scaler,
+    }
+
+    out_dir = args.out_dir or "runs/final"
+    explicit = args.out_dir and args.out_dir != DEMO["out_dir"]
+    if not explicit:
+        out_dir = newest_folder(out_dir, "last.pt") if args.resume else free_folder(out_dir)
+    run = RunFolder(out_dir, args.resume)
+    first_epoch, history = 0, []
+    if args.resume:
+        state = run.load_checkpoint(device)
+        check_same_arguments(vars(args), state["args"], {"out_dir", "resume", "device", "data_dir"})
+        for name, item in stateful.items():
+            item.load_state_dict(state[name])
+        generator.set_state(state["generator"].cpu())
+        set_random_state(state["random_state"])
+        first_epoch, history = state["epoch"] + 1, state["history"]
+        started -= state["seconds"]
+        run.log(f"resumed after epoch {state['epoch'] + 1}")
+
+    parameters = count_parameters(network) / 1e6
+    multiply_adds = count_multiply_adds(network, image_size) / 1e6
+    run.log(
+        f"training on {args.dataset}: {len(train.labels)} images, {num_classes} classes; network "
+        f"with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on {device}; "
+        f"run folder {run.path}"
+    )
+    run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
+    writer = SummaryWriter(str(run.path), purge_step=first_epoch)
+    rows = [f"| {key} | {value} |" for key, value in vars(args).items()]
+    writer.add_text("arguments", "\n".join(["| argument | value |", "|---|---|", *rows]))
+    writer.add_text("genotype", f"`{format_genotype(genotype, 'quark0')}`")
+    for kind in ("normal", "reduce"):
+        picture = draw_cell(genotype, kind)
+        picture.save(run / f"cell_{kind}.png")
+        writer.add_image(f"cell_{kind}", np.asarray(picture), dataformats="HWC")
+
+    details = {
+        "classes": dataset.classes,
+        "mean": statistics[0].tolist(),
+        "std": statistics[1].tolist(),
+        "image_size": image_size,
+        "dataset": args.dataset,
+    }
+    for epoch in range(first_epoch, args.epochs):
+        epoch_started = time.time()
+        lr = optimizer.param_groups[0]["lr"]
+        network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+        batches = itertools.islice(train_loader, limit)
+        batches = tqdm(batches, total=limit or len(train_loader), leave=False, disable=None)
+        train_loss, train_accuracy = train_epoch(
+            network, batches, optimizer, scaler, autocast, args
+        )
+        scheduler.step()
+        test = evaluate(network, itertools.islice(test_loader, limit), num_classes, autocast)
+        record = {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "drop_path_prob": network.drop_path_prob,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "seconds": time.time() - epoch_started,
+        }
+        history.append(record)
+        run.log(
+            f"epoch {epoch + 1:3d}/{args.epochs}  lr {lr:.4f}  "
+            f"train: loss {train_loss:.3f}, accuracy {100 * train_accuracy:.2f} %  "
+            f"test: loss {test.loss:.3f}, accuracy {100 * test.accuracy:.2f} %  "
+            f"{record['seconds']:.0f} s"
+        )
+        for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+            part, quantity = key.split("_")
+            writer.add_scalar(f"{quantity}/{part}", record[key], epoch + 1)
+        writer.add_scalar("learning rate/w", lr, epoch + 1)
+        writer.add_scalar("drop path probability", network.drop_path_prob, epoch + 1)
+        writer.flush()
+        save_network(network, run / "network.pt", details | {"test_accuracy": test.accuracy})
+        run.save_checkpoint(
+            {name: item.state_dict() for name, item in stateful.items()}
+            | {
+                "epoch": epoch,
+                "history": history,
+                "args": vars(args),
+                "generator": generator.get_state(),
+                "random_state": random_state(),
+                "seconds": time.time() - started,
+            }
+        )
+    writer.close()
+
+    result = {
+        "test_accuracy": history[-1]["test_accuracy"],
+        "best_test_accuracy_optimistic": max(record["test_accuracy"] for record in history),
+        "parameters_M": parameters,
+        "multiply_adds_M": multiply_adds,
+        "genotype": format_genotype(genotype, "quark0"),
+        "seconds": time.time() - started,
+        "device": str(device),
+        "versions": versions(),
+        "args": vars(args),
+        "history": history,
+        "out_dir": str(run.path),
+    }
+    run.save_json("result.json", result)
+    run.log(
+        f"test accuracy at the last epoch: {100 * result['test_accuracy']:.2f} % (the best epoch, "
+        f"chosen on the test images, so optimistic: "
+        f"{100 * result['best_test_accuracy_optimistic']:.2f} %)"
+    )
+    run.log(f"network: {run / 'network.pt'}")
+    data = f"--dataset {args.dataset} --data-dir {args.data_dir} "
+    command = "--demo" if args.demo else data + f"--weights {run / 'network.pt'}"
+    run.log(f"next: python eval_pretrained.py {command}")
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"train_final.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
