@@ -58,7 +58,8 @@ def architecture_gradient(
         alpha_grad, v = grads[: len(alpha)], dict(zip(w, grads[len(alpha) :], strict=True))
 
         # Eq. 8; mind the parentheses around 2 * eps, which a popular port lost.
-        eps = 0.01 / torch.linalg.vector_norm(torch.cat([g.flatten() for g in v.values()]))
+        norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in v.values()]))
+        eps = 0.01 / norm.clamp_min(1e-12)  # v = 0 contributes 0, not NaN
         w_plus = {name: (w[name] + eps * v[name]).detach() for name in w}
         w_minus = {name: (w[name] - eps * v[name]).detach() for name in w}
         plus = gradients(train_batch, w_plus, alpha)
@@ -83,7 +84,7 @@ def _virtual_step(
     for name, grad in w_grad.items():
         p = named[name]
         group = group_of.get(id(p), {})
-        buffer = optimizer.state[p].get("momentum_buffer") if id(p) in group_of else None
+        buffer = optimizer.state.get(p, {}).get("momentum_buffer") if optimizer else None
         step = grad + group.get("weight_decay", 0.0) * p.detach()
         if buffer is not None:
             step = step + group["momentum"] * buffer

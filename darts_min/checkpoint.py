@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from darts_min import __version__
-from darts_min.genotypes import Genotype, format_genotype, parse_genotype
+from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 
 
@@ -152,8 +152,11 @@ def load_network(path_or_name: str | Path) -> Network:
     content = load_file(path_or_name)
     if not isinstance(content, dict) or content.get("format") != "darts_min.network":
         raise ValueError(f"file {path_or_name} is not a network file of darts_min")
-    genotype: Genotype = parse_genotype(content["genotype"])
-    network = Network(genotype, **content["config"])
-    network.load_state_dict(content["state_dict"])
-    network.details = content["details"]
+    try:
+        network = Network(parse_genotype(content["genotype"]), **content["config"])
+        network.load_state_dict(content["state_dict"])
+        network.details = content["details"]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"file {path_or_name} is damaged: {reason}") from None
     return network.eval()

@@ -44,10 +44,10 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
     Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
-    stem, classifier = (
-        _require(state_dict, "stem.0.weight"),
-        _require(state_dict, "classifier.bias"),
-    )
+    stem, classifier = _sizes(state_dict, "stem.0.weight")
+    if len(alphas) != 2 or alphas[0].dim() != 2 or alphas[0].shape != alphas[1].shape:
+        shapes = [tuple(alpha.shape) for alpha in alphas]
+        raise ValueError(f"alphas have shapes {shapes}; must be two of (edges, ops)")
     num_edges, num_ops = alphas[0].shape
     if num_ops != len(PRIMITIVES):
         raise ValueError(f"alphas have {num_ops} operations; must be {len(PRIMITIVES)}")
@@ -55,26 +55,23 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
     if num_nodes is None:
         raise ValueError(f"alphas have {num_edges} rows; n nodes have n * (n + 3) / 2 edges")
     supernet = Supernet(
-        num_classes=classifier.size(0),
-        init_channels=stem.size(0) // 3,
+        num_classes=classifier[0],
+        init_channels=stem[0] // 3,
         num_cells=_count(state_dict, r"cells\.(\d+)\."),
         num_nodes=num_nodes,
-        in_channels=stem.size(1),
-    ).to(stem)
+        in_channels=stem[1],
+    ).to(state_dict["stem.0.weight"])
 
     sources = dict(_supernet_sources(supernet))
     ours, wanted, problems = supernet.state_dict(), set(), []
     for name, theirs in sources.items():
         wanted.update(theirs)
-        if missing := [key for key in theirs if key not in state_dict]:
-            problems += [f"missing {key}" for key in missing]
-            continue
-        tensor = torch.cat([state_dict[key] for key in theirs])
-        if tensor.shape != ours[name].shape:
-            each = tuple(ours[name].shape), len(theirs)
-            problems.append(f"{theirs[0]}: with its sister edges {tuple(tensor.shape)}, not {each}")
-            continue
-        ours[name] = tensor
+        rows, *rest = ours[name].shape
+        shape = (rows // len(theirs), *rest)
+        misfits = [misfit for key in theirs if (misfit := _misfit(state_dict, key, shape))]
+        problems += misfits
+        if not misfits:
+            ours[name] = torch.cat([state_dict[key] for key in theirs])
     ignored = re.compile(r".*\.(running_mean|running_var|num_batches_tracked)$")
     problems += [f"unexpected {k}" for k in state_dict if k not in wanted and not ignored.match(k)]
     _raise(problems)
@@ -197,25 +194,24 @@ def _to_names(network: Network, form: str) -> dict[str, Tensor]:
 
 def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form: str) -> Network:
     stem = "cifar" if "stem.0.weight" in state_dict else "imagenet"
-    first = _require(state_dict, "stem.0.weight" if stem == "cifar" else "stem0.0.weight")
+    first_key = "stem.0.weight" if stem == "cifar" else "stem0.0.weight"
+    first, classifier = _sizes(state_dict, first_key)
     network = Network(
         genotype,
-        num_classes=_require(state_dict, "classifier.bias").size(0),
-        init_channels=first.size(0) // 3 if stem == "cifar" else 2 * first.size(0),
+        num_classes=classifier[0],
+        init_channels=first[0] // 3 if stem == "cifar" else 2 * first[0],
         num_cells=num_cells,
         auxiliary="auxiliary_head.classifier.bias" in state_dict,
-        in_channels=first.size(1),
+        in_channels=first[1],
         stem=stem,
-    ).to(first)
+    ).to(state_dict[first_key])
 
     ours, keys, problems = network.state_dict(), _keys(network, form), []
     for theirs, name in keys.items():
-        if theirs not in state_dict:
-            if not theirs.endswith("num_batches_tracked"):
-                problems.append(f"missing {theirs}")
-        elif state_dict[theirs].shape != ours[name].shape:
-            shapes = tuple(state_dict[theirs].shape), tuple(ours[name].shape)
-            problems.append(f"{theirs}: shape {shapes[0]}, not {shapes[1]}")
+        if theirs.endswith("num_batches_tracked") and theirs not in state_dict:
+            continue
+        if misfit := _misfit(state_dict, theirs, tuple(ours[name].shape)):
+            problems.append(misfit)
         else:
             ours[name] = state_dict[theirs]
     problems += [f"unexpected {key}" for key in state_dict if key not in keys]
@@ -224,10 +220,24 @@ def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form:
     return network.eval()
 
 
-def _require(state_dict: StateDict, key: str) -> Tensor:
+def _sizes(state_dict: StateDict, first_key: str) -> tuple[torch.Size, torch.Size]:
+    """Return the shapes of the first convolution's weight and of the classifier's bias."""
+    shapes = []
+    for key, dimensions in ((first_key, 4), ("classifier.bias", 1)):
+        if key not in state_dict:
+            raise ValueError(f"state dict: missing {key}")
+        shapes.append(state_dict[key].shape)
+        if len(shapes[-1]) != dimensions:
+            raise ValueError(f"state dict: {key} has shape {tuple(shapes[-1])}")
+    return shapes[0], shapes[1]
+
+
+def _misfit(state_dict: StateDict, key: str, shape: tuple[int, ...]) -> str | None:
+    """Say what is wrong with the tensor at `key`, if anything is."""
     if key not in state_dict:
-        raise ValueError(f"state dict: missing {key}")
-    return state_dict[key]
+        return f"missing {key}"
+    found = tuple(state_dict[key].shape)
+    return None if found == shape else f"{key}: shape {found}, not {shape}"
 
 
 def _count(state_dict: StateDict, pattern: str) -> int:

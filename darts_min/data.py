@@ -194,7 +194,8 @@ def synthetic_dataset(
     """Make 10 classes of textures that a linear model cannot tell apart, but a small conv net can.
 
     A class is a slope and a frequency of stripes, with random phase, colour, noise and mirroring:
-    the mean image of every class is the same grey, and a flip changes no class.
+    a flip changes no class. Every image comes with its negative, so that the mean image of every
+    class is the same grey.
     """
     rng = np.random.default_rng(seed)
     angles = np.repeat(np.arange(5) * np.pi / 8, 2)
@@ -202,7 +203,7 @@ def synthetic_dataset(
     y, x = np.mgrid[:image_size, :image_size].astype(np.float32)
 
     def make(per_class: int) -> Images:
-        labels = np.repeat(np.arange(10), per_class)
+        labels = np.repeat(np.arange(10), per_class // 2)
         n = len(labels)
         angle = angles[labels] + rng.normal(0, 0.08, n)
         frequency = frequencies[labels] * rng.uniform(0.9, 1.1, n)
@@ -213,6 +214,7 @@ def synthetic_dataset(
         colour = rng.uniform(-1, 1, (n, 1, 1, 3)) * 0.35
         images = 0.5 + colour * stripes[..., None] + rng.normal(0, 0.15, (n, *x.shape, 3))
         images = np.round(images.clip(0, 1) * 255).astype(np.uint8)
+        images, labels = np.concatenate([images, 255 - images]), np.tile(labels, 2)
         return Images(torch.from_numpy(images), torch.from_numpy(labels))
 
     return Dataset(make(train_per_class), make(test_per_class), [str(i) for i in range(10)])

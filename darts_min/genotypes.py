@@ -7,6 +7,7 @@ concatenates the nodes.
 
 import ast
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -155,19 +156,22 @@ def parse_genotype(source: str | Path) -> Genotype:
     if str(source) in PUBLISHED:
         return PUBLISHED[str(source)]
     text, where = str(source), "genotype"
-    if not any(bracket in text for bracket in "({"):
+    is_path = isinstance(source, Path) or os.path.exists(text)
+    if is_path or not any(bracket in text for bracket in "({"):
         path = Path(source)
-        where = f"genotype {path}"
+        is_short = len(text) <= 200 and text.isprintable()
+        where = f"genotype {text if is_short else repr(text[:60])}"
         try:
             path = path / "genotype.json" if path.is_dir() else path
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             names = ", ".join(PUBLISHED)
             raise ValueError(f"{where}: neither a file nor one of {names}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where}: cannot be read as text: {error}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{where}: cannot be read as text: {reason}") from None
     try:
-        fields = _read_fields(text.strip())
+        fields = _read_fields(text)
         if any("/" in key for key in fields):
             return check_genotype(_from_nni(fields))
         return check_genotype(_from_fields(fields))
@@ -205,8 +209,9 @@ def format_genotype(genotype: Genotype, form: str = "json") -> str:
 
 def _read_fields(text: str) -> dict:
     """Return the fields of a JSON object, a Python dict or a `Genotype(...)` call."""
+    blank_lines = "\n" * text[: len(text) - len(text.lstrip())].count("\n")  # keep line numbers
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(blank_lines + text.strip())
     except SyntaxError as error:
         place = f"line {error.lineno}, column {error.offset}"
         raise ValueError(f"{error.msg} ({place})") from None
@@ -215,15 +220,20 @@ def _read_fields(text: str) -> dict:
     statement = tree.body[-1] if len(tree.body) == 1 else None
     node = getattr(statement, "value", None)
     if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        fields = {_literal(key): _literal(value) for key, value in pairs}
-    elif isinstance(node, ast.Call) and not node.args:
-        fields = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+        keys, values = [_literal(key) for key in node.keys], node.values
+    elif isinstance(node, ast.Call) and not node.args and _name(node.func) == "Genotype":
+        keys = [keyword.arg for keyword in node.keywords]
+        values = [keyword.value for keyword in node.keywords]
     else:
         raise ValueError("neither 'Genotype(normal=..., ...)' nor a JSON object or dict")
-    if not all(isinstance(key, str) for key in fields):
-        raise ValueError("every key must be a string")
-    return fields
+    if not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
+        raise ValueError("every key must be a string, and come once")
+    return {key: _literal(value) for key, value in zip(keys, values, strict=True)}
+
+
+def _name(function: ast.AST) -> str | None:
+    """Return the last part of a dotted name."""
+    return getattr(function, "id", getattr(function, "attr", None))
 
 
 def _literal(node: ast.AST | None):

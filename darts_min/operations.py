@@ -189,19 +189,18 @@ class FactorizedReduce(nn.Module):
             raise ValueError(f"a factorized reduction to {out_channels} channels: must be even")
         self.fan = fan
         half = fan * out_channels // 2
-        self.conv1 = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.conv2 = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.conv1 = pointwise(in_channels, half)
+        self.conv2 = pointwise(in_channels, half)
         self.bn = norm(fan * out_channels)
 
     def forward(self, x: Tensor, *scale: Tensor) -> Tensor:
         h, w = x.shape[2:]
         if h % 2 or w % 2:
             x = F.pad(x, (0, w % 2, 0, h % 2))
-        halves = zip(
-            self.conv1(x).chunk(self.fan, 1),
-            self.conv2(x[:, :, 1:, 1:]).chunk(self.fan, 1),
-            strict=True,
-        )
+        # Not stride=2: with few channels in channels-last memory, the weight gradient of that
+        # convolution writes out of bounds on the CPU (PyTorch 2.14.1).
+        first, second = self.conv1(x[:, :, ::2, ::2]), self.conv2(x[:, :, 1::2, 1::2])
+        halves = zip(first.chunk(self.fan, 1), second.chunk(self.fan, 1), strict=True)
         return self.bn(torch.cat([half for edge in halves for half in edge], 1), *scale)
 
 

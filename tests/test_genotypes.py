@@ -3,7 +3,6 @@
 import json
 import random
 from itertools import combinations, product
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,10 @@ from darts_min.genotypes import (
 
 OPS = PRIMITIVES[1:]
 ONE_NODE = Genotype(
-    (("sep_conv_3x3", 0), ("skip_connect", 1)), (2,), (("max_pool_3x3", 1), ("avg_pool_3x3", 0)), (2,)
+    (("sep_conv_3x3", 0), ("skip_connect", 1)),
+    (2,),
+    (("max_pool_3x3", 1), ("avg_pool_3x3", 0)),
+    (2,),
 )
 FIELDS = json.loads(format_genotype(ONE_NODE, "json"))
 ARCH = json.loads(format_genotype(ONE_NODE, "nni"))
@@ -229,7 +231,7 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_a_bad_file_tells_the_line_of_its_error(tmp_path):
-    path = Path(tmp_path / "genotype.txt")
+    path = tmp_path / "genotype.txt"
     path.write_text("\n\nGenotype(normal=[],\n  reduce=!)\n")
     assert "line 4" in message(path)
 

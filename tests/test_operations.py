@@ -148,13 +148,13 @@ def test_three_edges_side_by_side_equal_three_operations(kind, stride, kernel, l
     scales = scale.chunk(fan)
     expected = torch.cat([run(o, x, s) for o, s in zip(singles, scales, strict=True)], 1)
     close(ours, expected)
-    parameters = list(op.parameters())
-    grads = gradients(ours, x, scale, *parameters)
-    close(grads[:2], gradients(expected, x, scale))
+    grads = gradients(ours, x, scale, *op.parameters())
     weights = zip(*(single.parameters() for single in singles), strict=True)
-    expected_grads = gradients(expected, *[w for each in weights for w in each])
+    weights = [weight for same in weights for weight in same]
+    expected_grads = gradients(expected, x, scale, *weights)
+    close(grads[:2], expected_grads[:2])
     for i, grad in enumerate(grads[2:]):
-        close(grad, torch.cat(expected_grads[fan * i : fan * i + fan]))
+        close(grad, torch.cat(expected_grads[2 + fan * i : 2 + fan * (i + 1)]))
 
 
 @pytest.mark.parametrize("size", [(7, 7), (7, 8), (8, 7), (1, 1)])
