@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> dict:
     if args.subset is not None:
         generator = torch.Generator().manual_seed(args.seed)
         test = balanced_subset(test, args.subset, generator)
-    loader = Loader(test.to(device), args.batch_size, statistics)
+    test = test.to(device)
+    loader = Loader(test, args.batch_size, statistics, memory_format=memory_format)
     limit = 2 if args.fast_dev_run else None
     out_dir = args.out_dir or "runs/eval"
     if not args.out_dir or args.out_dir == DEMO["out_dir"]:

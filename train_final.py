@@ -171,9 +171,16 @@ def main(argv: list[str] | None = None) -> dict:
         train = balanced_subset(train, args.subset, generator)
     statistics = channel_statistics(train)
     train_loader = Loader(
-        train.to(device), args.batch_size, statistics, generator, augment=True, cutout=args.cutout
+        train.to(device),
+        args.batch_size,
+        statistics,
+        generator,
+        augment=True,
+        cutout=args.cutout,
+        memory_format=memory_format,
     )
-    test_loader = Loader(dataset.test.to(device), args.batch_size, statistics)
+    test = dataset.test.to(device)
+    test_loader = Loader(test, args.batch_size, statistics, memory_format=memory_format)
 
     image_size, in_channels = train.images.size(1), train.images.size(3)
     network = Network(
@@ -229,7 +236,7 @@ def main(argv: list[str] | None = None) -> dict:
         f"run folder {run.path}"
     )
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
-    writer = SummaryWriter(str(run.path), purge_step=first_epoch)
+    writer = SummaryWriter(str(run.path), purge_step=first_epoch + 1)
     rows = [f"| {key} | {value} |" for key, value in vars(args).items()]
     writer.add_text("arguments", "\n".join(["| argument | value |", "|---|---|", *rows]))
     writer.add_text("genotype", f"`{format_genotype(genotype, 'quark0')}`")
@@ -255,22 +262,22 @@ def main(argv: list[str] | None = None) -> dict:
             network, batches, optimizer, scaler, autocast, args
         )
         scheduler.step()
-        test = evaluate(network, itertools.islice(test_loader, limit), num_classes, autocast)
+        tested = evaluate(network, itertools.islice(test_loader, limit), num_classes, autocast)
         record = {
             "epoch": epoch + 1,
             "lr": lr,
             "drop_path_prob": network.drop_path_prob,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
             "seconds": time.time() - epoch_started,
         }
         history.append(record)
         run.log(
             f"epoch {epoch + 1:3d}/{args.epochs}  lr {lr:.4f}  "
             f"train: loss {train_loss:.3f}, accuracy {100 * train_accuracy:.2f} %  "
-            f"test: loss {test.loss:.3f}, accuracy {100 * test.accuracy:.2f} %  "
+            f"test: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
             f"{record['seconds']:.0f} s"
         )
         for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
@@ -279,7 +286,7 @@ def main(argv: list[str] | None = None) -> dict:
         writer.add_scalar("learning rate/w", lr, epoch + 1)
         writer.add_scalar("drop path probability", network.drop_path_prob, epoch + 1)
         writer.flush()
-        save_network(network, run / "network.pt", details | {"test_accuracy": test.accuracy})
+        save_network(network, run / "network.pt", details | {"test_accuracy": tested.accuracy})
         run.save_checkpoint(
             {name: item.state_dict() for name, item in stateful.items()}
             | {

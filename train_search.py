@@ -180,9 +180,11 @@ def main(argv: list[str] | None = None) -> dict:
         train = balanced_subset(train, args.subset, generator)
     statistics = channel_statistics(train)
     w_half, alpha_half = (half.to(device) for half in split_half(train, generator))
-    w_loader = Loader(w_half, args.batch_size, statistics, generator, augment=True)
-    alpha_loader = Loader(alpha_half, args.batch_size, statistics, generator, augment=True)
-    eval_loader = Loader(alpha_half, args.batch_size, statistics)
+    w_loader, alpha_loader = (
+        Loader(half, args.batch_size, statistics, generator, True, memory_format=memory_format)
+        for half in (w_half, alpha_half)
+    )
+    eval_loader = Loader(alpha_half, args.batch_size, statistics, memory_format=memory_format)
 
     num_classes = len(dataset.classes)
     model = Supernet(
@@ -245,7 +247,7 @@ def main(argv: list[str] | None = None) -> dict:
         f"for alpha, {num_classes} classes; supernet with {count_parameters(model) / 1e6:.3f} M "
         f"parameters on {device}; run folder {run.path}"
     )
-    writer = SummaryWriter(str(run.path), purge_step=first_epoch)
+    writer = SummaryWriter(str(run.path), purge_step=first_epoch + 1)
     writer.add_text("arguments", table(vars(args)))
     genotype = model.genotype()
     for epoch in range(first_epoch, args.epochs):

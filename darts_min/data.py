@@ -109,6 +109,7 @@ class Loader:
         augment: bool = False,
         padding: int = 4,
         cutout: int = 0,
+        memory_format: torch.memory_format = torch.channels_last,
     ):
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: must be at least 1")
@@ -118,6 +119,7 @@ class Loader:
             )
         self.data, self.batch_size, self.generator = data, batch_size, generator
         self.augment, self.padding, self.cutout = augment, padding, cutout
+        self.memory_format = memory_format
         # One value per pixel and channel, (H, W, C): broadcasting over three channels is slow.
         mean, std = (s.to(data.images.device).expand(data.images.shape[1:]) for s in statistics)
         self.scale, self.shift = 1 / (255 * std), -mean / std
@@ -139,8 +141,9 @@ class Loader:
             yield self.augmented(index), self.data.labels[index]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Map (N, H, W, C) uint8 to (N, C, H, W) float32 in channels-last memory."""
-        return torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
+        """Map (N, H, W, C) uint8 to (N, C, H, W) float32."""
+        x = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
+        return x.contiguous(memory_format=self.memory_format)
 
     def augmented(self, index: Tensor) -> Tensor:
         """Crop, flip, normalise and cut out the images at `index`: (N, C, H, W) float32."""

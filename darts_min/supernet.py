@@ -69,7 +69,7 @@ class MixedOp(nn.Module):
         n, x = x.size(0), F.relu(x)
         x_wide = torch.cat([x] * self.fan, dim=1)
         x_phases, dilation = to_phases(x, self.stride)
-        x_phases = torch.cat([x_phases] * self.fan, dim=1)
+        x_phases = x_wide if dilation == 2 else torch.cat([x_phases] * self.fan, dim=1)
         outputs, phases = [], []
         for name, op in self.ops.items():
             if isinstance(op, SepConv):
