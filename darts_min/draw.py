@@ -152,24 +152,18 @@ def draw_cell(genotype: Genotype, kind: str) -> Image.Image:
 
 
 def draw_alphas(
-    mix: Sequence[Sequence[float]],
-    primitives: Sequence[str],
-    title: str,
-    num_nodes: int | None = None,
+    mix: Sequence[Sequence[float]], primitives: Sequence[str], title: str
 ) -> Image.Image:
     """Draw the softmax weights of every edge as a heat map; outline each edge's best operation.
 
     `mix` is (edges, ops), edges in (node, predecessor) order. As in `choose_cell`, `none` cannot be
-    best and the first of equals is. `num_nodes` only checks the number of rows.
+    best and the first of equals is.
     """
     rows = [[float(weight) for weight in row] for row in mix]
     nodes = [(node, p) for node in range(len(rows)) for p in range(2 + node)][: len(rows)]
     last_node, last_predecessor = nodes[-1] if nodes else (0, 0)
-    if last_predecessor != last_node + 1 or num_nodes not in (None, last_node + 1):
-        wanted = "a cell has 2, 5, 9, 14, ..."
-        if num_nodes is not None:
-            wanted = f"a cell of {num_nodes} nodes has {num_nodes * (num_nodes + 3) // 2}"
-        raise ValueError(f"alphas: {len(rows)} edges; {wanted}")
+    if last_predecessor != last_node + 1:
+        raise ValueError(f"alphas: {len(rows)} edges; a cell has 2, 5, 9, 14, ...")
     for i, row in enumerate(rows):
         if len(row) != len(primitives) or not all(map(math.isfinite, row)):
             raise ValueError(f"alphas, edge {i}: not {len(primitives)} finite weights: {row}")

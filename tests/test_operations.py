@@ -35,7 +35,8 @@ def double(*shape, layout="contiguous", seed=0):
 
 def gradients(y, *inputs):
     """Differentiate a sum of y that weights each of its elements differently."""
-    return torch.autograd.grad((y * double(*y.shape, seed=9).detach()).sum(), inputs)
+    factors = double(*y.shape, seed=9).detach().to(y.dtype)
+    return torch.autograd.grad((y * factors).sum(), inputs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -230,3 +231,17 @@ def test_search_cells_give_batch_norm_contiguous_scales():
     model(torch.randn(2, 3, 8, 8))
     # Four convolution ops per state and cell, and the skips of stride 2.
     assert len(scaled) == len(set(scaled)) == 4 * 4 * 3 + 2 * 2
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 16])
+def test_reduction_with_few_channels_has_the_right_weight_gradient_in_float32(channels):
+    """A strided 1x1 convolution in channels-last memory has not (PyTorch 2.14.1, CPU)."""
+    op = FactorizedReduce(channels, channels, BatchStatNorm)
+    reference = FactorizedReduce(channels, channels, BatchStatNorm).double()
+    reference.load_state_dict(op.state_dict())
+    for seed in range(5):
+        x = double(20, channels, 8, 8, seed=seed).detach()
+        y, expected = op(x.float().contiguous(memory_format=torch.channels_last)), reference(x)
+        grads = gradients(y, *op.parameters()), gradients(expected, *reference.parameters())
+        for grad, exact in zip(*grads, strict=True):
+            torch.testing.assert_close(grad.double(), exact, rtol=1e-4, atol=1e-3)
