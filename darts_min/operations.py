@@ -33,8 +33,8 @@ class BatchStatNorm(nn.Module):
 class _DepthwiseInStrips(torch.autograd.Function):
     """A depthwise convolution whose weight gradient is taken in strips of three kernel columns.
 
-    Exact. On the CPU, oneDNN has a fast kernel for that gradient only up to this width; a 5x5 one
-    falls back to code that is several times slower than two strips.
+    The same sums. On the CPU, oneDNN has its fast kernel for that gradient only up to this width:
+    for a 5x5 kernel two strips take 0.5 to 0.7 of the time of one call.
     """
 
     @staticmethod
@@ -46,29 +46,22 @@ class _DepthwiseInStrips(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)
+        p, grad_x, grad_weight = ctx.padding, None, None
 
-        def gradient(x, weight, padding, mask):
+        def gradients(x: Tensor, weight: Tensor, padding: list[int], mask: list[bool]):
             return torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], weight.size(0), mask
             )
 
-        p = ctx.padding
-        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = gradient(x, weight, [p, p], [True, False, False])[0]
+            grad_x = gradients(x, weight, [p, p], [True, False, False])[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.cat(
-                [
-                    gradient(
-                        F.pad(x, (p - 3 * i, 3 * i + strip.size(3) - 1 - p)),
-                        strip,
-                        [p, 0],
-                        [False, True, False],
-                    )[1]
-                    for i, strip in enumerate(weight.split(3, dim=3))
-                ],
-                dim=3,
-            )
+            strips = []
+            for i, strip in enumerate(weight.split(3, dim=3)):
+                # Shift x so that kernel column 3i meets the pixel that it met in the whole kernel.
+                x_strip = F.pad(x, (p - 3 * i, 3 * i + strip.size(3) - 1 - p))
+                strips.append(gradients(x_strip, strip, [p, 0], [False, True, False])[1])
+            grad_weight = torch.cat(strips, dim=3)
         return grad_x, grad_weight, None
 
 
@@ -83,12 +76,9 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
         padding = self.padding[0] * dilation
-        if (
-            self.kernel_size[0] > 3
-            and x.device.type == "cpu"
-            and dilation == self.stride[0] == 1
-            and x.size(3) >= 8
-        ):
+        is_plain = self.stride[0] == dilation == 1
+        # In images narrower than 8 pixels, strips do not pay.
+        if x.device.type == "cpu" and is_plain and self.kernel_size[0] > 3 and x.size(3) >= 8:
             return _DepthwiseInStrips.apply(x, self.weight, padding)
         return F.conv2d(x, self.weight, None, self.stride, padding, dilation, self.groups)
 
