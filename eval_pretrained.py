@@ -17,7 +17,7 @@ import torch
 
 from darts_min.checkpoint import (
     RunFolder,
-    free_folder,
+    default_folder,
     load_file,
     load_network,
     newest_folder,
@@ -29,8 +29,6 @@ from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose
 from darts_min.evaluation import evaluate
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network, count_multiply_adds, count_parameters
-
-DEMO = {"dataset": "synthetic", "out_dir": "runs/demo-eval"}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -62,7 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     net.add_argument("--genotype", help="of a state dict, in any form")
     args = parser.parse_args(argv)
     if args.demo:
-        parser.set_defaults(**DEMO)
+        parser.set_defaults(dataset="synthetic")  # an explicit flag still wins
         args = parser.parse_args(argv)
     if args.weights is None:
         if not args.demo:
@@ -123,10 +121,8 @@ def main(argv: list[str] | None = None) -> dict:
     test = test.to(device)
     loader = Loader(test, args.batch_size, statistics, memory_format=memory_format)
     limit = 2 if args.fast_dev_run else None
-    out_dir = args.out_dir or "runs/eval"
-    if not args.out_dir or args.out_dir == DEMO["out_dir"]:
-        out_dir = free_folder(out_dir)
-    run = RunFolder(out_dir)
+    default = "runs/demo-eval" if args.demo else "runs/eval"
+    run = RunFolder(args.out_dir or default_folder(default))
 
     network = network.to(device, memory_format=memory_format)
     started = time.perf_counter()

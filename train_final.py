@@ -22,7 +22,7 @@ from tqdm import tqdm
 from darts_min.checkpoint import (
     RunFolder,
     check_same_arguments,
-    free_folder,
+    default_folder,
     newest_folder,
     random_state,
     save_network,
@@ -46,7 +46,6 @@ DEMO = {
     "epochs": 6,
     "cutout": 4,
     "w_lr": 0.05,
-    "out_dir": "runs/demo-final",
 }
 # NNI's tutorial, first run: none of the tricks; 89.69 % with its cell (NNI_PLAIN).
 PLAIN = {
@@ -211,11 +210,8 @@ def main(argv: list[str] | None = None) -> dict:
         "scaler": scaler,
     }
 
-    out_dir = args.out_dir or "runs/final"
-    explicit = args.out_dir and args.out_dir != DEMO["out_dir"]
-    if not explicit:
-        out_dir = newest_folder(out_dir, "last.pt") if args.resume else free_folder(out_dir)
-    run = RunFolder(out_dir, args.resume)
+    default = "runs/demo-final" if args.demo else "runs/final"
+    run = RunFolder(args.out_dir or default_folder(default, args.resume), args.resume)
     first_epoch, history = 0, []
     if args.resume:
         state = run.load_checkpoint(device)

@@ -23,8 +23,7 @@ from darts_min.architect import architecture_gradient
 from darts_min.checkpoint import (
     RunFolder,
     check_same_arguments,
-    free_folder,
-    newest_folder,
+    default_folder,
     random_state,
     set_random_state,
     versions,
@@ -54,7 +53,6 @@ DEMO = {
     "epochs": 6,
     "w_lr": 0.05,
     "alpha_lr": 0.01,
-    "out_dir": "runs/demo-search",
 }
 # NNI's tutorial, first run: no clipping, schedule or momentum; w by Adam.
 PLAIN = {
@@ -225,11 +223,8 @@ def main(argv: list[str] | None = None) -> dict:
         "alpha_scaler": alpha_scaler,
     }
 
-    out_dir = args.out_dir or "runs/search"
-    explicit = args.out_dir and args.out_dir != DEMO["out_dir"]
-    if not explicit:
-        out_dir = newest_folder(out_dir, "last.pt") if args.resume else free_folder(out_dir)
-    run = RunFolder(out_dir, args.resume)
+    default = "runs/demo-search" if args.demo else "runs/search"
+    run = RunFolder(args.out_dir or default_folder(default, args.resume), args.resume)
     first_epoch, history = 0, []
     if args.resume:
         state = run.load_checkpoint(device)
@@ -314,11 +309,13 @@ def main(argv: list[str] | None = None) -> dict:
         "out_dir": str(run.path),
     }
     run.save_json("result.json", result)
-    flags = " --demo" if args.demo else ""
+    data = "--demo" if args.demo else f"--dataset {args.dataset} --data-dir {args.data_dir}"
+    if args.image_size and not args.demo:
+        data += f" --image-size {args.image_size}"
     run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
     run.log(f"genotype: {result['genotype']}")
     run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
-    run.log(f"next: python train_final.py{flags} --genotype {run.path}")
+    run.log(f"next: python train_final.py {data} --genotype {run.path}")
     return result
 
 

@@ -59,8 +59,10 @@ class RunFolder:
         self.save_text(name, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def free_folder(path: str | Path) -> Path:
-    """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist."""
+def default_folder(path: str | Path, resume: bool = False) -> Path:
+    """Return the first of `path`, `path-2`, ... that is free, or the newest one to resume."""
+    if resume:
+        return newest_folder(path, "last.pt")
     candidates = (Path(path) if n == 1 else Path(f"{path}-{n}") for n in range(1, 10**6))
     return next(candidate for candidate in candidates if not candidate.exists())
 

@@ -34,7 +34,7 @@ class _DepthwiseInStrips(torch.autograd.Function):
     """A depthwise convolution whose weight gradient is taken in strips of three kernel columns.
 
     The same sums. On the CPU, oneDNN has its fast kernel for that gradient only up to this width:
-    for a 5x5 kernel two strips take 0.5 to 0.7 of the time of one call.
+    for a 5x5 kernel two strips take 0.5 to 0.8 of the time of one call.
     """
 
     @staticmethod

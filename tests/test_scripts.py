@@ -75,6 +75,12 @@ def test_cosine_schedules_step_at_the_end_of_an_epoch(runs):
     assert scheduler.get_last_lr()[0] == pytest.approx(1.023679e-3, rel=1e-6)
 
 
+def test_the_next_command_goes_on_with_the_same_data(runs):
+    log = (runs[0] / "search" / "log.txt").read_text()
+    data = "--dataset synthetic --data-dir data --image-size 8"
+    assert f"next: python train_final.py {data} --genotype {runs[1]['out_dir']}\n" in log
+
+
 def test_drop_path_grows_linearly(runs):
     assert [record["drop_path_prob"] for record in runs[2]["history"]] == [0.0, 0.1]
 
@@ -202,6 +208,8 @@ def bad_folders(tmp_path):
     picture(tmp_path / "classes_differ" / "train" / "cat" / "0.png")
     picture(tmp_path / "classes_differ" / "test" / "dog" / "0.png")
     (tmp_path / "exists").mkdir()
+    (tmp_path / "runs" / "demo-search").mkdir(parents=True)
+    (tmp_path / "runs" / "demo-search" / "log.txt").write_text("precious")
     (tmp_path / "exists" / "log.txt").write_text("precious")
     (tmp_path / "page.pt").write_text("<html>404</html>")
     torch.save({"a": torch.zeros(1)}, tmp_path / "state.pt")
@@ -238,6 +246,7 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--device", "cuda:99"], "cuda:99"),
     ("train_search", [*SEARCH, "--device", "abacus"], "abacus"),
     ("train_search", [*SEARCH, "--out-dir", "DIR/exists"], "exists and is not empty"),
+    ("train_search", ["--demo", "--out-dir", "runs/demo-search"], "exists and is not empty"),
     ("train_search", [*SEARCH, "--out-dir", "DIR/exists", "--resume"], "nothing to resume"),
     ("train_search", [*SEARCH, "--out-dir", "DIR/page.pt"], "is a file"),
     ("train_final", FINAL, "--genotype is needed"),
