@@ -47,19 +47,34 @@ DEMO = {
     "cutout": 4,
     "w_lr": 0.05,
 }
-# NNI's tutorial, first run: none of the tricks; 89.69 % with its cell (NNI_PLAIN).
-PLAIN = {
-    "init_channels": 16,
-    "num_cells": 8,
-    "epochs": 100,
-    "w_optimizer": "adam",
-    "w_lr": 1e-3,
-    "w_lr_min": 1e-3,
-    "w_weight_decay": 1e-4,
-    "w_grad_clip": 0.0,
-    "cutout": 0,
-    "auxiliary_weight": 0.0,
-    "drop_path_prob": 0.0,
+RECIPES = {
+    "darts": {},
+    # NNI's tutorial, first run: none of the tricks; 89.69 % with its cell (NNI_PLAIN).
+    "plain": {
+        "init_channels": 16,
+        "num_cells": 8,
+        "epochs": 100,
+        "w_optimizer": "adam",
+        "w_lr": 1e-3,
+        "w_lr_min": 1e-3,
+        "w_weight_decay": 1e-4,
+        "w_grad_clip": 0.0,
+        "cutout": 0,
+        "auxiliary_weight": 0.0,
+        "drop_path_prob": 0.0,
+    },
+    # A small network in few epochs: the one that ships (darts_min/pretrained/).
+    "quick": {
+        "init_channels": 16,
+        "num_cells": 8,
+        "epochs": 20,
+        "batch_size": 128,
+        "w_lr": 0.1,
+        "w_schedule": "one-cycle",
+        "cutout": 0,
+        "auxiliary_weight": 0.0,
+        "drop_path_prob": 0.0,
+    },
 }
 
 
@@ -75,7 +90,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.error = error
     run = parser.add_argument_group("run")
     run.add_argument("--demo", action="store_true", help="offline, small, after the search's demo")
-    run.add_argument("--recipe", choices=("darts", "plain"), default="darts", help="defaults")
+    run.add_argument("--recipe", choices=RECIPES, default="darts", help="defaults")
     run.add_argument("--out-dir", help="run folder (default: runs/final, or the next free number)")
     run.add_argument("--resume", action="store_true", help="continue --out-dir, or the newest run")
     run.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -100,17 +115,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt = parser.add_argument_group("optimisation")
     opt.add_argument("--epochs", type=int, default=600)
     opt.add_argument("--w-optimizer", choices=("sgd", "adam"), default="sgd")
-    opt.add_argument("--w-lr", type=float, default=0.025, help="at the start (A.1.2)")
+    opt.add_argument("--w-lr", type=float, default=0.025, help="at the start (A.1.2); one-cycle: the peak")
     opt.add_argument("--w-lr-min", type=float, default=0.0, help="cosine ends here (NNI: 1e-3)")
+    opt.add_argument("--w-schedule", choices=("cosine", "one-cycle"), default="cosine")
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
     opt.add_argument("--w-weight-decay", type=float, default=3e-4)
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
     opt.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args(argv)
-    for chosen, defaults in ((args.recipe == "plain", PLAIN), (args.demo, DEMO)):
-        if chosen:
-            parser.set_defaults(**defaults)  # explicit flags still win
-    args = parser.parse_args(argv)
+    parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
+    args = parser.parse_args(argv)  # explicit flags win over the recipe's
     if args.fast_dev_run:
         args.epochs = 1
     for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0)):
@@ -128,7 +142,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def train_epoch(network, batches, optimizer, scaler, autocast, args):
+def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, args):
     """Train for one epoch; return the mean loss (without the auxiliary) and the accuracy."""
     loss_sum = correct = count = 0
     for x, target in batches:
@@ -146,6 +160,8 @@ def train_epoch(network, batches, optimizer, scaler, autocast, args):
         torch.nn.utils.clip_grad_norm_(network.parameters(), args.w_grad_clip or float("inf"))
         scaler.step(optimizer)
         scaler.update()
+        if args.w_schedule == "one-cycle":
+            scheduler.step()
 
         loss_sum += loss.detach() * len(target)
         correct += (logits.detach().argmax(1) == target).sum()
@@ -199,9 +215,15 @@ def main(argv: list[str] | None = None) -> dict:
         optimizer = torch.optim.Adam(
             network.parameters(), args.w_lr, weight_decay=args.w_weight_decay
         )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, args.epochs, eta_min=args.w_lr_min
-    )
+    if args.w_schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, args.epochs, eta_min=args.w_lr_min
+        )
+    else:  # arXiv 1708.07120; steps after every batch
+        steps = args.epochs * (limit or len(train_loader))
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, args.w_lr, steps, pct_start=0.2, cycle_momentum=False
+        )
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     stateful = {
         "network": network,
@@ -255,9 +277,10 @@ def main(argv: list[str] | None = None) -> dict:
         batches = itertools.islice(train_loader, limit)
         batches = tqdm(batches, total=limit or len(train_loader), leave=False, disable=None)
         train_loss, train_accuracy = train_epoch(
-            network, batches, optimizer, scaler, autocast, args
+            network, batches, optimizer, scheduler, scaler, autocast, args
         )
-        scheduler.step()
+        if args.w_schedule != "one-cycle":
+            scheduler.step()
         tested = evaluate(network, itertools.islice(test_loader, limit), num_classes, autocast)
         record = {
             "epoch": epoch + 1,
