@@ -1,34 +1,50 @@
-"""Evaluate a trained network: ours, the original code's or NNI's (see darts_min/convert.py).
+"""Use a trained network: the shipped one, ours, the original code's or NNI's.
 
-    python eval_pretrained.py --demo                         # continues train_final.py --demo
-    python eval_pretrained.py --dataset cifar10 --weights runs/final/network.pt
-    python eval_pretrained.py --dataset cifar10 --weights cifar10_model.pt --genotype DARTS_V2
+    python eval_pretrained.py --demo                         # classify a few drawings, offline
+    python eval_pretrained.py --image cat.jpg dog.jpg        # the five most likely classes of each
+    python eval_pretrained.py                                # the shipped network on CIFAR-10
+    python eval_pretrained.py --weights cifar10_model.pt     # another file, whichever form it has
+    python eval_pretrained.py --weights runs/final --export exported
 
-Prints accuracy, loss, the error of each class, parameters, multiply-adds and images per second.
+On a dataset, prints accuracy, loss, the error of each class, parameters, multiply-adds and images
+per second.
 """
 
 import argparse
 import itertools
 import sys
 import time
-from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
-from darts_min.checkpoint import (
-    RunFolder,
-    default_folder,
-    load_file,
-    load_network,
-    newest_folder,
-    versions,
+from darts_min.checkpoint import RunFolder, default_folder, versions
+from darts_min.cost import count_multiply_adds, count_parameters, forecast
+from darts_min.data import (
+    DATASETS,
+    IN_MEMORY,
+    Images,
+    Loader,
+    balanced_subset,
+    channel_statistics,
+    load_dataset,
+    make_loader,
 )
-from darts_min.convert import network_from_nni, network_from_quark0
-from darts_min.data import DATASETS, Loader, balanced_subset, channel_statistics, load_dataset
 from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
 from darts_min.evaluation import evaluate
-from darts_min.genotypes import format_genotype, parse_genotype
-from darts_min.network import Network, count_multiply_adds, count_parameters
+from darts_min.export import export_network
+from darts_min.folder import read_image
+from darts_min.genotypes import format_genotype
+from darts_min.network import Network, fold_batch_norm
+from darts_min.weights import load_network
+
+SHIPPED = "darts_v2_c16_l8_cifar10"
+# Mean, standard deviation and size of the images that other codes trained on; by stem.
+ORIGINAL = {
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
+}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -42,7 +58,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     parser.error = error
     run = parser.add_argument_group("run")
-    run.add_argument("--demo", action="store_true", help="offline, after train_final.py --demo")
+    run.add_argument("--demo", action="store_true", help="classify drawings made here; offline")
+    run.add_argument("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
+    run.add_argument("--export", metavar="DIR", help="write the network in other forms instead")
     run.add_argument("--out-dir", help="run folder (default: runs/eval, or the next free number)")
     run.add_argument("--seed", type=int, default=0, help="of the synthetic data and --subset")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -53,58 +71,134 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--dataset", choices=DATASETS, default="cifar10")
     data.add_argument("--data-dir", default="data", help="downloads, or the folder of images")
     data.add_argument("--image-size", type=int, help="default: that of the network's training")
+    data.add_argument("--in-memory", choices=IN_MEMORY, default="auto", help="folder's images")
+    data.add_argument("--num-workers", type=int, default=4, help="read images not in memory")
     data.add_argument("--subset", type=int, help="use this many test images, class-balanced")
     data.add_argument("--batch-size", type=int, default=256)
     net = parser.add_argument_group("network")
-    net.add_argument("--weights", help="a network file: ours, or a state dict of quark0's or NNI's")
-    net.add_argument("--genotype", help="of a state dict, in any form")
+    net.add_argument("--weights", default=SHIPPED, help="a name, a network file of any form, a run")
+    net.add_argument("--genotype", help="of a state dict, where it is not recognised")
     args = parser.parse_args(argv)
-    if args.demo:
-        parser.set_defaults(dataset="synthetic")  # an explicit flag still wins
-        args = parser.parse_args(argv)
-    if args.weights is None:
-        if not args.demo:
-            raise ValueError("--weights is needed: a network file")
-        args.weights = str(newest_folder("runs/demo-final", "network.pt") / "network.pt")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: must be at least 0")
+    modes = [f"--{name}" for name in ("demo", "image", "export") if getattr(args, name)]
+    if len(modes) > 1:
+        raise ValueError(f"{' and '.join(modes)}: one at a time")
+    for name, least in (("seed", 0), ("num_workers", 0)):
+        if getattr(args, name) < least:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
     return args
-
-
-def read_network(path: str, genotype: str | None) -> Network:
-    """Read a network file in whichever form it has."""
-    content = load_file(path)
-    if isinstance(content, dict) and content.get("format") == "darts_min.network":
-        if genotype is not None:
-            raise ValueError(f"file {path} has its own genotype; leave --genotype out")
-        return load_network(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
-        raise ValueError(f"file {path} is neither a network file nor a state dict")
-    if genotype is None:
-        raise ValueError(f"file {path} is a state dict without a genotype; give --genotype")
-    is_nni = any(key.startswith("stages.") for key in content)
-    convert = network_from_nni if is_nni else network_from_quark0
-    network = convert(content, parse_genotype(genotype))
-    network.details = {}
-    return network
 
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     device = choose_device(args.device)
+    network = load_network(args.weights, args.genotype)
+    if args.export is not None:
+        return export(network, args)
+    if args.demo or args.image:
+        return classify_pictures(network, args, device)
+    return evaluate_on_dataset(network, args, device)
+
+
+def export(network: Network, args: argparse.Namespace) -> dict:
+    """Write the network in every form, checked."""
+    details = network.details | normalisation(network)
+    image_size = args.image_size or details["image_size"]
+    result = export_network(network, args.export, image_size, details)
+    for name, file in result["files"].items():
+        checked = "" if file["deviation"] is None else f"  logits differ by {file['deviation']:.1e}"
+        print(f"{name:<22} {file['bytes'] / 1e6:7.3f} MB{checked}")
+    for name, reason in result["left_out"].items():
+        print(f"{name:<22} left out: {reason}")
+    print(f"written to {args.export} and checked")
+    return result
+
+
+@torch.no_grad()
+def classify_pictures(network: Network, args: argparse.Namespace, device: torch.device) -> dict:
+    """Print the five most likely classes of each picture; write no file."""
+    details = network.details | normalisation(network)
+    size, num_classes = args.image_size or details["image_size"], network.config["num_classes"]
+    if network.config["in_channels"] != 3:
+        raise ValueError(f"network {args.weights} does not take pictures in colour")
+    if args.image:
+        pictures = {path: read_image(path, size) for path in args.image}
+    else:
+        pictures = {
+            name: np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+            for name, picture in drawings().items()
+        }
+    images = torch.from_numpy(np.stack(list(pictures.values()))).to(device)
+    statistics = torch.tensor(details["mean"]), torch.tensor(details["std"])
+    labels = torch.zeros(len(images), dtype=torch.long, device=device)
+    loader = Loader(Images(images, labels), args.batch_size, statistics)
+    folded = fold_batch_norm(network).to(device)
+    probabilities = torch.cat([folded(x).softmax(1) for x, _ in loader])
+    classes = details.get("classes") or [f"class {i}" for i in range(num_classes)]
+    result = {}
+    for name, row in zip(pictures, probabilities, strict=True):
+        values, indices = row.topk(min(5, num_classes))
+        pairs = zip(indices.tolist(), values.tolist(), strict=True)
+        result[name] = {classes[i]: value for i, value in pairs}
+        likely = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in result[name].items())
+        print(f"{name}: {likely}")
+    return result
+
+
+def normalisation(network: Network) -> dict:
+    """Return mean, std and image_size: the file's, or else those of the original code."""
+    mean, std, image_size = ORIGINAL[network.config["stem"]]
+    return {"mean": mean, "std": std, "image_size": image_size} | {
+        key: value for key, value in network.details.items() if key in ("mean", "std", "image_size")
+    }
+
+
+def drawings() -> dict[str, Image.Image]:
+    """Draw a few things that CIFAR-10 has classes for."""
+    sky, sea, road, white = (150, 190, 230), (40, 80, 120), (110, 110, 110), (235, 235, 235)
+    result = {}
+
+    def canvas(name: str, upper: tuple[int, int, int], lower: tuple[int, int, int], horizon: int):
+        image = Image.new("RGB", (256, 256), upper)
+        result[f"drawing of {name}"] = image
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, horizon, 256, 256), lower)
+        return draw
+
+    draw = canvas("an airplane", sky, sky, 256)
+    draw.polygon([(120, 120), (90, 210), (110, 210), (160, 125)], (180, 180, 190))
+    draw.polygon([(120, 115), (100, 60), (115, 60), (155, 112)], (190, 190, 200))
+    draw.ellipse((30, 100, 226, 138), white)
+    draw.polygon([(40, 115), (20, 70), (40, 70), (75, 108)], white)
+
+    draw = canvas("a ship", sky, sea, 160)
+    draw.polygon([(30, 140), (226, 140), (200, 190), (55, 190)], (60, 40, 40))
+    draw.rectangle((90, 95, 180, 140), white)
+    draw.rectangle((120, 60, 145, 95), (200, 60, 50))
+
+    draw = canvas("an automobile", (200, 205, 210), road, 180)
+    draw.polygon([(70, 120), (95, 80), (165, 80), (195, 120)], (120, 20, 20))
+    draw.rounded_rectangle((25, 115, 235, 180), 18, (190, 30, 30))
+    draw.polygon([(85, 115), (102, 90), (128, 90), (128, 115)], (60, 80, 100))
+    draw.polygon([(135, 115), (135, 90), (160, 90), (178, 115)], (60, 80, 100))
+    for x in (75, 185):
+        draw.ellipse((x - 25, 155, x + 25, 205), (20, 20, 20))
+        draw.ellipse((x - 10, 170, x + 10, 190), (150, 150, 150))
+    return result
+
+
+def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torch.device) -> dict:
     autocast, _ = choose_autocast(args.amp, device)
     memory_format = choose_memory_format(args.channels_last, device)
-    network = read_network(args.weights, args.genotype).float()
     details = network.details
-
     image_size = args.image_size or details.get("image_size")
-    dataset = load_dataset(args.dataset, args.data_dir, image_size, args.seed)
+    dataset = load_dataset(
+        args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
+    )
     test, num_classes = dataset.test, len(dataset.classes)
     for what, of_data, of_network in (
         ("classes", num_classes, network.config["num_classes"]),
-        ("channels", test.images.size(3), network.config["in_channels"]),
+        ("channels", test.channels, network.config["in_channels"]),
     ):
         if of_data != of_network:
             raise ValueError(
@@ -116,19 +210,25 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         statistics = channel_statistics(dataset.train)  # as the other codes do
     if args.subset is not None:
-        generator = torch.Generator().manual_seed(args.seed)
-        test = balanced_subset(test, args.subset, generator)
-    test = test.to(device)
-    loader = Loader(test, args.batch_size, statistics, memory_format=memory_format)
+        test = balanced_subset(test, args.subset, torch.Generator().manual_seed(args.seed))
+    loader = make_loader(
+        test,
+        args.batch_size,
+        statistics,
+        device,
+        image_size,
+        num_workers=args.num_workers,
+        memory_format=memory_format,
+    )
+    image_size = loader.image_size
     limit = 2 if args.fast_dev_run else None
-    default = "runs/demo-eval" if args.demo else "runs/eval"
-    run = RunFolder(args.out_dir or default_folder(default))
+    run = RunFolder(args.out_dir or default_folder("runs/eval"))
 
-    network = network.to(device, memory_format=memory_format)
+    folded = fold_batch_norm(network).to(device, memory_format=memory_format)
     started = time.perf_counter()
-    evaluation = evaluate(network, itertools.islice(loader, limit), num_classes, autocast)
+    batches = forecast(itertools.islice(loader, limit), limit or len(loader), run.log)
+    evaluation = evaluate(folded, batches, num_classes, autocast)
     seconds = time.perf_counter() - started
-    image_size = test.images.size(1)
     result = {
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss,
@@ -148,7 +248,7 @@ def main(argv: list[str] | None = None) -> dict:
         "args": vars(args),
         "out_dir": str(run.path),
     }
-    run.log(f"{Path(args.weights)} on the {result['images']} test images of {args.dataset}")
+    run.log(f"{args.weights} on {result['images']} test images of {args.dataset}")
     run.log(f"accuracy           {100 * result['accuracy']:.2f} %")
     run.log(f"loss               {result['loss']:.4f}")
     for name, error in result["class_errors"].items():

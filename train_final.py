@@ -3,6 +3,8 @@
     python train_final.py --demo                             # continues train_search.py --demo
     python train_final.py --dataset cifar10 --genotype runs/search
     python train_final.py --dataset cifar10 --genotype DARTS_V2
+    python train_final.py --dataset folder --data-dir DIR --genotype DARTS_V2 --recipe imagenet
+    python train_final.py --dataset folder --data-dir DIR --init-from darts_v2_c16_l8_cifar10
 
 Expected on CIFAR-10 (paper, not run here): DARTS_V2, 36 channels, 20 cells, 600 epochs, cutout:
 2.76 +- 0.09 % test error, 1.5 days on a GTX 1080 Ti. README has what was run here.
@@ -10,6 +12,7 @@ Expected on CIFAR-10 (paper, not run here): DARTS_V2, 36 channels, 20 cells, 600
 
 import argparse
 import itertools
+import math
 import sys
 import time
 
@@ -25,16 +28,24 @@ from darts_min.checkpoint import (
     default_folder,
     newest_folder,
     random_state,
-    save_network,
     set_random_state,
     versions,
 )
-from darts_min.data import DATASETS, Loader, balanced_subset, channel_statistics, load_dataset
+from darts_min.cost import check_cost, count_multiply_adds, count_parameters, forecast
+from darts_min.data import (
+    DATASETS,
+    IN_MEMORY,
+    balanced_subset,
+    channel_statistics,
+    load_dataset,
+    make_loader,
+)
 from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.genotypes import format_genotype, parse_genotype
-from darts_min.network import Network, count_multiply_adds, count_parameters
+from darts_min.network import Network
+from darts_min.weights import load_network, save_network
 
 DEMO = {
     "dataset": "synthetic",
@@ -75,7 +86,27 @@ RECIPES = {
         "auxiliary_weight": 0.0,
         "drop_path_prob": 0.0,
     },
+    # The original code's train_imagenet.py.
+    "imagenet": {
+        "dataset": "folder",
+        "image_size": 224,
+        "in_memory": "never",
+        "stem": "imagenet",
+        "init_channels": 48,
+        "num_cells": 14,
+        "epochs": 250,
+        "batch_size": 128,
+        "w_lr": 0.1,
+        "w_schedule": "exponential",
+        "w_weight_decay": 3e-5,
+        "label_smoothing": 0.1,
+        "cutout": 0,
+        "drop_path_prob": 0.0,
+    },
 }
+SCHEDULES = ("cosine", "one-cycle", "exponential")
+# With --init-from: smaller steps than from scratch; the sizes are the file's.
+FINE_TUNE = {"w_lr": 0.01, "init_channels": None, "num_cells": None, "stem": None}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -102,32 +133,55 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--dataset", choices=DATASETS, default="cifar10")
     data.add_argument("--data-dir", default="data", help="downloads, or the folder of images")
     data.add_argument("--image-size", type=int, help="resize to squares of this many pixels")
+    data.add_argument("--in-memory", choices=IN_MEMORY, default="auto", help="folder's images")
+    data.add_argument("--num-workers", type=int, default=4, help="read images not in memory")
     data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
     data.add_argument("--batch-size", type=int, default=96)
     data.add_argument("--cutout", type=int, default=16, help="side of the square in pixels; 0: off")
     net = parser.add_argument_group("network")
     net.add_argument("--genotype", help="published name, run folder, file or text (see README)")
+    net.add_argument("--init-from", metavar="FILE", help="fine-tune this network (or a name)")
+    net.add_argument("--freeze-features", action="store_true", help="train the classifier alone")
     net.add_argument("--init-channels", type=int, default=36)
     net.add_argument("--num-cells", type=int, default=20)
     net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar")
     net.add_argument("--auxiliary-weight", type=float, default=0.4, help="of its loss; 0: no head")
     net.add_argument("--drop-path-prob", type=float, default=0.2, help="at the end; grows linearly")
+    net.add_argument("--max-params", type=float, default=math.inf, help="refuse more, in millions")
+    net.add_argument("--max-madds", type=float, default=math.inf, help="multiply-adds, in millions")
     opt = parser.add_argument_group("optimisation")
     opt.add_argument("--epochs", type=int, default=600)
     opt.add_argument("--w-optimizer", choices=("sgd", "adam"), default="sgd")
-    opt.add_argument("--w-lr", type=float, default=0.025, help="at the start (A.1.2); one-cycle: the peak")
+    opt.add_argument("--w-lr", type=float, default=0.025, help="at the start; one-cycle: peak")
     opt.add_argument("--w-lr-min", type=float, default=0.0, help="cosine ends here (NNI: 1e-3)")
-    opt.add_argument("--w-schedule", choices=("cosine", "one-cycle"), default="cosine")
+    opt.add_argument("--w-schedule", choices=SCHEDULES, default="cosine")
+    opt.add_argument("--w-lr-decay", type=float, default=0.97, help="per epoch, if exponential")
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
     opt.add_argument("--w-weight-decay", type=float, default=3e-4)
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
     opt.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args(argv)
-    parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
+    defaults = RECIPES[args.recipe] | (DEMO if args.demo else {})
+    if args.init_from is not None:
+        defaults |= FINE_TUNE
+    if args.freeze_features:
+        defaults |= {"auxiliary_weight": 0.0, "drop_path_prob": 0.0}
+    parser.set_defaults(**defaults)
     args = parser.parse_args(argv)  # explicit flags win over the recipe's
+    if args.init_from is not None:
+        for name in ("init_channels", "num_cells", "stem"):
+            if getattr(args, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                value = getattr(args, name)
+                raise ValueError(f"{flag} {value}: leave it out, --init-from has its own")
+    elif args.freeze_features:
+        raise ValueError("--freeze-features needs --init-from: random features would be useless")
+    if args.freeze_features and (args.auxiliary_weight or args.drop_path_prob):
+        raise ValueError("--freeze-features: --auxiliary-weight and --drop-path-prob must be 0")
     if args.fast_dev_run:
         args.epochs = 1
-    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0)):
+    at_least = (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0), ("num_workers", 0))
+    for name, least in at_least:
         if getattr(args, name) < least:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
@@ -135,7 +189,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if not 0 <= getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {getattr(args, name)}: must be in [0, 1)")
-    if args.genotype is None:
+    if args.genotype is None and args.init_from is None:
         if not args.demo:
             raise ValueError("--genotype is needed: a published name, a run folder, file or text")
         args.genotype = str(newest_folder("runs/demo-search", "genotype.json"))
@@ -169,6 +223,17 @@ def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, args):
     return float(loss_sum) / count, float(correct) / count
 
 
+def initialise(network: Network, base: Network, classes: list[str]) -> str:
+    """Copy the weights of `base`, a classifier's only if the classes are the same; say which."""
+    same_classes = len(classes) == base.config["num_classes"]
+    same_classes = same_classes and base.details.get("classes", classes) == classes
+    own, found = network.state_dict(), base.state_dict()
+    fits = [key for key in own if key in found and (same_classes or "classifier." not in key)]
+    network.load_state_dict(own | {key: found[key] for key in fits})
+    new = sorted({key.rpartition(".")[0] for key in own if key not in fits})
+    return f"loaded {len(fits)} of {len(own)} tensors; new: {', '.join(new) or 'nothing'}"
+
+
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     started = time.time()
@@ -177,48 +242,79 @@ def main(argv: list[str] | None = None) -> dict:
     autocast, is_fp16 = choose_autocast(args.amp, device)
     memory_format = choose_memory_format(args.channels_last, device)
     limit = 2 if args.fast_dev_run else None
-    genotype = parse_genotype(args.genotype)
+    base = None if args.init_from is None else load_network(args.init_from, args.genotype)
+    if base is None:
+        genotype, details = parse_genotype(args.genotype), {}
+    else:
+        genotype, details = base.genotype, base.details
+        for name in ("init_channels", "num_cells", "stem"):
+            setattr(args, name, base.config[name])
 
     generator = torch.Generator().manual_seed(args.seed)
-    dataset = load_dataset(args.dataset, args.data_dir, args.image_size, args.seed)
+    image_size = args.image_size or details.get("image_size")
+    dataset = load_dataset(
+        args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
+    )
     train, num_classes = dataset.train, len(dataset.classes)
+    if base is not None and train.channels != base.config["in_channels"]:
+        raise ValueError(
+            f"--init-from {args.init_from} takes images of {base.config['in_channels']} channels, "
+            f"{args.dataset} has {train.channels}"
+        )
     if args.subset is not None:
         train = balanced_subset(train, args.subset, generator)
-    statistics = channel_statistics(train)
-    train_loader = Loader(
-        train.to(device),
-        args.batch_size,
-        statistics,
-        generator,
-        augment=True,
-        cutout=args.cutout,
-        memory_format=memory_format,
+    if "mean" in details:
+        statistics = torch.tensor(details["mean"]), torch.tensor(details["std"])
+    else:
+        statistics = channel_statistics(train)
+    train_loader, test_loader = (
+        make_loader(
+            part,
+            args.batch_size,
+            statistics,
+            device,
+            image_size,
+            generator,
+            augment=part is train,
+            cutout=args.cutout,
+            num_workers=args.num_workers,
+            memory_format=memory_format,
+        )
+        for part in (train, dataset.test)
     )
-    test = dataset.test.to(device)
-    test_loader = Loader(test, args.batch_size, statistics, memory_format=memory_format)
+    image_size = train_loader.image_size
 
-    image_size, in_channels = train.images.size(1), train.images.size(3)
-    network = Network(
-        genotype,
-        num_classes,
-        args.init_channels,
-        args.num_cells,
-        auxiliary=args.auxiliary_weight > 0,
-        in_channels=in_channels,
-        stem=args.stem,
-    ).to(device, memory_format=memory_format)
+    def make_network(init_channels: int) -> Network:
+        return Network(
+            genotype,
+            num_classes,
+            init_channels,
+            args.num_cells,
+            auxiliary=args.auxiliary_weight > 0,
+            in_channels=train.channels,
+            stem=args.stem,
+        )
+
+    check_cost(make_network, args.init_channels, image_size, args.max_params, args.max_madds)
+    network = make_network(args.init_channels).to(device, memory_format=memory_format)
+    if base is not None:
+        initialised = initialise(network, base, dataset.classes)
+    if args.freeze_features:
+        network.requires_grad_(False).eval()  # also BN keeps its statistics
+        network.classifier.requires_grad_(True)
+    trained = [p for p in network.parameters() if p.requires_grad]
     if args.w_optimizer == "sgd":
         optimizer = torch.optim.SGD(
-            network.parameters(), args.w_lr, args.w_momentum, weight_decay=args.w_weight_decay
+            trained, args.w_lr, args.w_momentum, weight_decay=args.w_weight_decay
         )
     else:
-        optimizer = torch.optim.Adam(
-            network.parameters(), args.w_lr, weight_decay=args.w_weight_decay
-        )
+        optimizer = torch.optim.Adam(trained, args.w_lr, weight_decay=args.w_weight_decay)
     if args.w_schedule == "cosine":
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, args.epochs, eta_min=args.w_lr_min
         )
+    elif args.w_schedule == "exponential":
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, args.w_lr_decay)
     else:  # arXiv 1708.07120; steps after every batch
         steps = args.epochs * (limit or len(train_loader))
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -253,6 +349,8 @@ def main(argv: list[str] | None = None) -> dict:
         f"with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on {device}; "
         f"run folder {run.path}"
     )
+    if base is not None:
+        run.log(f"from {args.init_from}: {initialised}")
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
     writer = SummaryWriter(str(run.path), purge_step=first_epoch + 1)
     rows = [f"| {key} | {value} |" for key, value in vars(args).items()]
@@ -263,6 +361,7 @@ def main(argv: list[str] | None = None) -> dict:
         picture.save(run / f"cell_{kind}.png")
         writer.add_image(f"cell_{kind}", np.asarray(picture), dataformats="HWC")
 
+    steps = (args.epochs - first_epoch) * ((limit or len(train_loader)) + len(test_loader) / 3)
     details = {
         "classes": dataset.classes,
         "mean": statistics[0].tolist(),
@@ -275,6 +374,8 @@ def main(argv: list[str] | None = None) -> dict:
         lr = optimizer.param_groups[0]["lr"]
         network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
         batches = itertools.islice(train_loader, limit)
+        if epoch == first_epoch:  # an image of test costs a forward pass, about a third of a step
+            batches = forecast(batches, steps, run.log)
         batches = tqdm(batches, total=limit or len(train_loader), leave=False, disable=None)
         train_loss, train_accuracy = train_epoch(
             network, batches, optimizer, scheduler, scaler, autocast, args
@@ -339,9 +440,9 @@ def main(argv: list[str] | None = None) -> dict:
         f"{100 * result['best_test_accuracy_optimistic']:.2f} %)"
     )
     run.log(f"network: {run / 'network.pt'}")
-    data = f"--dataset {args.dataset} --data-dir {args.data_dir} "
-    command = "--demo" if args.demo else data + f"--weights {run / 'network.pt'}"
-    run.log(f"next: python eval_pretrained.py {command}")
+    data = f"--dataset {args.dataset} --data-dir {args.data_dir}"
+    data += f" --seed {args.seed}" if args.dataset == "synthetic" else ""
+    run.log(f"next: python eval_pretrained.py {data} --weights {run / 'network.pt'}")
     return result
 
 

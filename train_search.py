@@ -28,6 +28,7 @@ from darts_min.checkpoint import (
     set_random_state,
     versions,
 )
+from darts_min.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.data import (
     DATASETS,
     Loader,
@@ -40,7 +41,6 @@ from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.genotypes import format_genotype
-from darts_min.network import count_parameters
 from darts_min.supernet import Supernet
 
 DEMO = {
@@ -240,16 +240,21 @@ def main(argv: list[str] | None = None) -> dict:
     run.log(
         f"search on {args.dataset}: {len(w_half.labels)} images for w, {len(alpha_half.labels)} "
         f"for alpha, {num_classes} classes; supernet with {count_parameters(model) / 1e6:.3f} M "
-        f"parameters on {device}; run folder {run.path}"
+        f"parameters, {count_multiply_adds(model, train.images.size(1)) / 1e6:.1f} M multiply-adds "
+        f"on {device}; run folder {run.path}"
     )
     writer = SummaryWriter(str(run.path), purge_step=first_epoch + 1)
     writer.add_text("arguments", table(vars(args)))
     genotype = model.genotype()
+    # Evaluation is a forward pass, about a third of a training pass; an epoch has two of those.
+    steps = (args.epochs - first_epoch) * (limit or len(w_loader)) * (1 + 1 / 6)
     for epoch in range(first_epoch, args.epochs):
         epoch_started = time.time()
         lr = w_optimizer.param_groups[0]["lr"]
         # The alpha half is never the smaller one, so that it lasts for the epoch.
         batches = itertools.islice(zip(w_loader, alpha_loader, strict=False), limit)
+        if epoch == first_epoch:
+            batches = forecast(batches, steps, run.log)
         batches = tqdm(batches, total=limit or len(w_loader), leave=False, disable=None)
         train_loss, train_accuracy = train_epoch(
             model,

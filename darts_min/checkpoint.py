@@ -1,9 +1,12 @@
-"""Run folders, atomic files, checkpoints that a run continues from, and network files."""
+"""Run folders, atomic files, and checkpoints that a run continues from."""
 
 import json
 import os
 import random
+import re
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,6 @@ import numpy as np
 import torch
 
 from darts_min import __version__
-from darts_min.genotypes import format_genotype, parse_genotype
-from darts_min.network import Network
 
 
 class RunFolder:
@@ -89,12 +90,25 @@ def write_atomically(path: Path, write) -> None:
 def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
     """Load tensors and plain values; code in the file is never run. ValueError if that fails."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        if zipfile.is_zipfile(path):  # torch.load does not check the checksums that it wrote
+            with zipfile.ZipFile(path) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"checksum of {part}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about strange files, which end below
+            return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"file {path} does not exist") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"file {path} cannot be read: {error.strerror}") from None
     except Exception as error:  # torch.load raises whatever a damaged file leads it to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(f"file {path} cannot be loaded: {reason}") from None
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"file {path} is not loaded, because it holds a Python object ({named[1]}), and "
+                "loading one can run any code; in the program that made the file, save tensors "
+                "only: torch.save(model.state_dict(), FILE)"
+            ) from None
+        raise ValueError(f"file {path} is damaged, or was not written by torch.save") from None
 
 
 def random_state() -> dict[str, Any]:
@@ -131,34 +145,3 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": sys.version.split()[0],
     }
-
-
-def save_network(network: Network, path: Path, details: dict[str, Any]) -> None:
-    """Write the file that `load_network` reads; `details` are plain values kept beside it.
-
-    What evaluation on the training data's kind of images needs belongs there: `classes`, `mean`,
-    `std`, `image_size`.
-    """
-    content = {
-        "format": "darts_min.network",
-        "genotype": format_genotype(network.genotype, "json"),
-        "config": network.config,
-        "details": details,
-        "state_dict": network.state_dict(),
-    }
-    write_atomically(path, lambda file: torch.save(content, file))
-
-
-def load_network(path_or_name: str | Path) -> Network:
-    """Load a file of `save_network` as a Network in evaluation mode; `.details` are its details."""
-    content = load_file(path_or_name)
-    if not isinstance(content, dict) or content.get("format") != "darts_min.network":
-        raise ValueError(f"file {path_or_name} is not a network file of darts_min")
-    try:
-        network = Network(parse_genotype(content["genotype"]), **content["config"])
-        network.load_state_dict(content["state_dict"])
-        network.details = content["details"]
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"file {path_or_name} is damaged: {reason}") from None
-    return network.eval()

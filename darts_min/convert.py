@@ -1,34 +1,39 @@
 """Networks written by other DARTS codes <-> ours.
 
 "quark0" is the original code, "nni" NNI 3.0. Their state dicts differ from ours in names only (and
-in the supernet, where we keep the edges that leave a state side by side).
+in the supernet, where we keep the edges that leave a state side by side). The prefix `module.` that
+DataParallel leaves and the wrapping of NNI's drop path are taken off when reading; files of PyTorch
+before 0.4.1 lack `num_batches_tracked`, which then counts as 0.
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from darts_min.genotypes import PRIMITIVES, Genotype, parse_genotype
-from darts_min.network import Cell, Network
-from darts_min.operations import FactorizedReduce, SepConv
-from darts_min.supernet import Supernet
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, parse_genotype
+from darts_min.network import Network
+from darts_min.operations import BatchStatNorm, ConvBN, DilConv, FactorizedReduce, SepConv
+from darts_min.supernet import Supernet, edges_by_state
 
 StateDict = Mapping[str, Tensor]
 
-# Our module -> the index in their Sequential, for an operation on one edge.
-SEP_CONV = {
-    "depthwise1": 1,
-    "pointwise1": 2,
-    "bn1": 3,
-    "depthwise2": 5,
-    "pointwise2": 6,
-    "bn2": 7,
+# Our layers of an operation -> theirs.
+LAYERS = {
+    SepConv: {
+        "depthwise1": "1",
+        "pointwise1": "2",
+        "bn1": "3",
+        "depthwise2": "5",
+        "pointwise2": "6",
+        "bn2": "7",
+    },
+    DilConv: {"depthwise": "1", "pointwise": "2", "bn": "3"},
+    ConvBN: {"conv": "1", "bn": "2"},
+    FactorizedReduce: {"conv1": "conv_1", "conv2": "conv_2", "bn": "bn"},
 }
-DIL_CONV = {"depthwise": 1, "pointwise": 2, "bn": 3}
-CONV_BN = {"conv": 1, "bn": 2}
-FACTORIZED_REDUCE = {"conv1": "conv_1", "conv2": "conv_2", "bn": "bn"}
 AUXILIARY_HEAD = {
     "conv1": "features.2",
     "bn1": "features.3",
@@ -44,6 +49,7 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
     Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
+    state_dict = _unwrapped(state_dict)
     stem, classifier = _sizes(state_dict, "stem.0.weight")
     if len(alphas) != 2 or alphas[0].dim() != 2 or alphas[0].shape != alphas[1].shape:
         shapes = [tuple(alpha.shape) for alpha in alphas]
@@ -62,16 +68,19 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
         in_channels=stem[1],
     ).to(state_dict["stem.0.weight"])
 
-    sources = dict(_supernet_sources(supernet))
-    ours, wanted, problems = supernet.state_dict(), set(), []
-    for name, theirs in sources.items():
-        wanted.update(theirs)
+    ours, sources, problems = supernet.state_dict(), defaultdict(list), []
+    for theirs, name in _supernet_modules(supernet):
+        for leaf in ("weight", "bias"):
+            if f"{name}.{leaf}" in ours:
+                sources[f"{name}.{leaf}"].append(f"{theirs}.{leaf}")
+    for name, keys in sources.items():
         rows, *rest = ours[name].shape
-        shape = (rows // len(theirs), *rest)
-        misfits = [misfit for key in theirs if (misfit := _misfit(state_dict, key, shape))]
+        shape = (rows // len(keys), *rest)
+        misfits = [misfit for key in keys if (misfit := _misfit(state_dict, key, shape))]
         problems += misfits
         if not misfits:
-            ours[name] = torch.cat([state_dict[key] for key in theirs])
+            ours[name] = torch.cat([state_dict[key] for key in keys])
+    wanted = {key for keys in sources.values() for key in keys}
     ignored = re.compile(r".*\.(running_mean|running_var|num_batches_tracked)$")
     problems += [f"unexpected {k}" for k in state_dict if k not in wanted and not ignored.match(k)]
     _raise(problems)
@@ -80,35 +89,76 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
     return supernet
 
 
-def _supernet_sources(supernet: Supernet) -> Iterator[tuple[str, list[str]]]:
-    """Yield each of our parameters with the names of the tensors that it is made of."""
-    num_nodes = supernet.num_nodes
-    first_edge = [node * (node + 3) // 2 for node in range(num_nodes)]
-    for name in supernet.state_dict():
-        part, *path = name.split(".")
-        if part in ("stem", "classifier"):
-            yield name, [name]
-        elif part == "cells" and path[1].startswith("preprocess"):
-            k, preprocess, module, leaf = path
-            theirs = FACTORIZED_REDUCE.get(module, f"op.{CONV_BN.get(module)}")
-            yield name, [f"cells.{k}.{preprocess}.{theirs}.{leaf}"]
-        elif part == "cells":
-            k, _, state, _, op, module, leaf = path
-            if op == "skip_connect":
-                theirs = FACTORIZED_REDUCE[module]
-            else:
-                theirs = f"op.{(SEP_CONV if op.startswith('sep') else DIL_CONV)[module]}"
-            j, index = int(state), PRIMITIVES.index(op)
-            edges = [first_edge[node] + j for node in range(max(0, j - 1), num_nodes)]
-            yield name, [f"cells.{k}._ops.{e}._ops.{index}.{theirs}.{leaf}" for e in edges]
+def supernet_to_quark0(supernet: Supernet) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Return the state dict of the original's search network, and `[alphas_normal, alphas_reduce]`.
+
+    Names, order and shapes are the original's. They include BN's running statistics, which no
+    search uses: here 0 and 1, as in a new network. Raises ValueError if the supernet searches over
+    other operations.
+    """
+    if supernet.primitives != PRIMITIVES:
+        raise ValueError(f"operations {supernet.primitives}: the original code has {PRIMITIVES}")
+    modules = list(_supernet_modules(supernet))
+    edges = Counter(name for _, name in modules)
+    ours, chunks, state_dict = supernet.state_dict(), {}, {}
+    for theirs, name in modules:
+        for leaf in ("weight", "bias"):
+            key = f"{name}.{leaf}"
+            if key in ours:
+                parts = chunks.setdefault(key, iter(ours[key].chunk(edges[name])))
+                state_dict[f"{theirs}.{leaf}"] = next(parts).clone()
+        module = supernet.get_submodule(name)
+        if isinstance(module, BatchStatNorm | nn.BatchNorm2d):
+            in_cell = name.startswith("cells.")
+            cell = supernet.cells[int(name.split(".")[1])] if in_cell else None
+            zeros = torch.zeros(cell.channels if in_cell else module.num_features)
+            zeros = zeros.to(supernet.alphas_normal)
+            state_dict[f"{theirs}.running_mean"] = zeros
+            state_dict[f"{theirs}.running_var"] = zeros + 1
+            state_dict[f"{theirs}.num_batches_tracked"] = torch.tensor(0)
+    return state_dict, [alpha.detach().clone() for alpha in supernet.alphas()]
+
+
+def _supernet_modules(supernet: Supernet) -> Iterator[tuple[str, str]]:
+    """Yield the original's modules in its order, each with the module that stands for it here.
+
+    One of ours stands for several of theirs: it holds the weights of all the edges of a state, in
+    their order.
+    """
+    yield from (("stem.0", "stem.0"), ("stem.1", "stem.1"))
+    states = edges_by_state(supernet.num_nodes)
+    places = sorted((edge, j) for j, edges in enumerate(states) for edge in edges)
+    for k, cell in enumerate(supernet.cells):
+        for i, preprocess in enumerate((cell.preprocess0, cell.preprocess1)):
+            for ours, theirs in _layers(preprocess, "quark0"):
+                yield f"cells.{k}.preprocess{i}.{theirs}", f"cells.{k}.preprocess{i}.{ours}"
+        for edge, j in places:
+            for index, op in enumerate(PRIMITIVES):
+                prefix, our_prefix = (
+                    f"cells.{k}._ops.{edge}._ops.{index}",
+                    f"cells.{k}.mixed_ops.{j}",
+                )
+                if "pool" in op:
+                    yield f"{prefix}.1", f"{our_prefix}.bn"
+                elif op in cell.mixed_ops[j].ops:
+                    for ours, theirs in _layers(cell.mixed_ops[j].ops[op], "quark0"):
+                        yield f"{prefix}.{theirs}", f"{our_prefix}.ops.{op}.{ours}"
+    yield "classifier", "classifier"
+
+
+def _layers(operation: nn.Module, form: str) -> Iterator[tuple[str, str]]:
+    in_sequence = form == "quark0" and not isinstance(operation, FactorizedReduce)
+    for ours, theirs in LAYERS[type(operation)].items():
+        yield ours, f"op.{theirs}" if in_sequence else theirs
 
 
 def network_from_quark0(state_dict: StateDict, genotype: Genotype) -> Network:
     """Build our network from the state dict of the original's CIFAR or ImageNet network.
 
-    Sizes are read from the shapes; a missing `num_batches_tracked` (PyTorch < 0.4.1) counts as 0.
-    Raises one ValueError that lists every missing, unexpected or misshapen key.
+    Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
+    misshapen key.
     """
+    state_dict = _unwrapped(state_dict)
     num_cells = _count(state_dict, r"cells\.(\d+)\.")
     return _from_names(state_dict, genotype, num_cells, "quark0")
 
@@ -116,14 +166,37 @@ def network_from_quark0(state_dict: StateDict, genotype: Genotype) -> Network:
 def network_from_nni(state_dict: StateDict, arch: dict | Genotype) -> Network:
     """Build our network from the state dict of NNI's DARTS space and its architecture dict.
 
-    Keys of networks built with drop path (`...NODE.SLOT.0.J`) are recognised. Errors as in
-    `network_from_quark0`.
+    Errors as in `network_from_quark0`.
     """
     genotype = arch if isinstance(arch, Genotype) else parse_genotype(repr(arch))
-    unwrap = re.compile(r"(stages\.\d+\.\d+\.ops\.\d+\.\d+)\.0\.(?=\d+\.|conv_|bn\.)")
-    state_dict = {unwrap.sub(r"\1.", key): tensor for key, tensor in state_dict.items()}
+    state_dict = _unwrapped(state_dict)
     blocks = {match[0] for key in state_dict if (match := re.match(r"stages\.\d+\.\d+\.", key))}
     return _from_names(state_dict, genotype, len(blocks), "nni")
+
+
+def network_from_pytorchcv(state_dict: StateDict) -> Network:
+    """Build our network from the state dict of pytorchcv's `darts`: DARTS_V2 for ImageNet.
+
+    That network is the original's with other names in the same order (without the auxiliary head).
+    """
+    genotype = PUBLISHED["DARTS_V2"]
+    values = [t for key, t in state_dict.items() if not key.endswith("num_batches_tracked")]
+    if len(values) < 2 or values[0].dim() != 4 or values[-1].dim() != 1:
+        raise ValueError("state dict: does not go from a convolution to a bias")
+    with torch.device("meta"):
+        network = Network(
+            genotype,
+            num_classes=len(values[-1]),
+            init_channels=2 * len(values[0]),
+            num_cells=_count(state_dict, r"features\.(stage\d+\.unit\d+)\."),
+            auxiliary=False,
+            in_channels=values[0].size(1),
+            stem="imagenet",
+        )
+    keys = [key for key in _keys(network, "quark0") if not key.endswith("num_batches_tracked")]
+    if len(keys) != len(values):
+        raise ValueError(f"state dict: {len(values)} tensors, not the {len(keys)} of DARTS_V2")
+    return network_from_quark0(dict(zip(keys, values, strict=True)), genotype)
 
 
 def network_to_quark0(network: Network) -> dict[str, Tensor]:
@@ -134,6 +207,76 @@ def network_to_quark0(network: Network) -> dict[str, Tensor]:
 def network_to_nni(network: Network) -> dict[str, Tensor]:
     """Return the network's state dict under NNI's names (without drop path's wrapping)."""
     return _to_names(network, "nni")
+
+
+def form_of(state_dict: StateDict) -> str | None:
+    """Return "quark0", "quark0 search", "nni", "pytorchcv", or None: whose names these are."""
+    keys = list(_unwrapped(state_dict))
+    if any(key.startswith("stages.") for key in keys):
+        return "nni"
+    if any(key.startswith("features.stage1.unit1.body.") for key in keys):
+        return "pytorchcv"
+    if any(re.match(r"cells\.\d+\._ops\.\d+\._ops\.", key) for key in keys):
+        return "quark0 search"
+    is_quark0 = any(re.match(r"cells\.\d+\.(preprocess1\.op|_ops)\.", key) for key in keys)
+    return "quark0" if is_quark0 else None
+
+
+def infer_genotype(state_dict: StateDict) -> Genotype:
+    """Return the one published genotype that has the operations of a quark0 or NNI state dict.
+
+    The kernels tell the operations, up to pools and identity skips, which have no weights. Nothing
+    tells which states they read, so that a cell of nobody's list cannot be inferred. Raises a
+    ValueError with the genotypes that fit if there are several, and with the operations if none
+    does.
+    """
+    cells = _operations(_unwrapped(state_dict))
+    fitting = [
+        name
+        for name, genotype in PUBLISHED.items()
+        if all(
+            len(cell) == len(slots)
+            and all(op in ops for (op, _), ops in zip(cell, slots, strict=True))
+            for cell, slots in ((genotype.normal, cells[0]), (genotype.reduce, cells[1]))
+        )
+    ]
+    if len(fitting) > 1:
+        raise ValueError(f"several genotypes fit: {', '.join(fitting)}")
+    if not fitting:
+        normal, reduce = (" ".join("|".join(ops) for ops in slots) for slots in cells)
+        raise ValueError(
+            f"no published genotype has the operations of this state dict (normal: {normal}; "
+            f"reduce: {reduce}), and it does not say on which states they are"
+        )
+    return PUBLISHED[fitting[0]]
+
+
+def _operations(state_dict: StateDict) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Return the operations that are possible in each slot of the normal and the reduction cell."""
+    quark0 = r"cells\.(?P<cell>\d+)\._ops\.(?P<slot>\d+)\.(op\.)?(?P<layer>\w+)\.weight"
+    nni = r"stages\.(?P<cell>\d+\.\d+)\.ops\.(?P<node>\d+)\.(?P<slot>\d+)\.(?P<layer>\w+)\.weight"
+    num_cells = _count(state_dict, r"cells\.(\d+)\.")
+    reductions = {"1.0", "2.0", str(num_cells // 3), str(2 * num_cells // 3)}
+    layers: list[dict[int, dict[str, Tensor]]] = [{}, {}]
+    for key, tensor in state_dict.items():
+        if match := re.match(quark0, key) or re.match(nni, key):
+            slot = int(match["slot"]) + 2 * int(match.groupdict().get("node", 0))
+            kind = match["cell"] in reductions
+            layers[kind].setdefault(slot, {})[match["layer"]] = tensor
+    cells = []
+    num_slots = max([8, *(slot + 1 for cell in layers for slot in cell)])
+    for cell in layers:
+        slots = []
+        for slot in range(num_slots):
+            if slot not in cell:
+                slots.append(("max_pool_3x3", "avg_pool_3x3", "skip_connect"))
+            elif "1" not in cell[slot]:
+                slots.append(("skip_connect",))
+            else:
+                size = cell[slot]["1"].size(-1)
+                slots.append((f"{'sep' if '5' in cell[slot] else 'dil'}_conv_{size}x{size}",))
+        cells.append(slots)
+    return cells[0], cells[1]
 
 
 def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
@@ -148,34 +291,18 @@ def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
         stage = max(s for s in range(3) if starts[s] <= k)
         prefix = f"cells.{k}" if form == "quark0" else f"stages.{stage}.{k - starts[stage]}"
         for i, preprocess in enumerate((cell.preprocess0, cell.preprocess1)):
-            theirs = f"preprocess{i}.op" if form == "quark0" else f"preprocessor.pre{i}"
-            if isinstance(preprocess, FactorizedReduce):
-                names = FACTORIZED_REDUCE
-                theirs = theirs.removesuffix(".op")
-            else:
-                names = CONV_BN
-            for ours, other in names.items():
-                yield f"cells.{k}.preprocess{i}.{ours}", f"{prefix}.{theirs}.{other}"
-        yield from _edges(cell, f"cells.{k}", prefix, form)
+            name = f"preprocess{i}" if form == "quark0" else f"preprocessor.pre{i}"
+            for ours, theirs in _layers(preprocess, form):
+                yield f"cells.{k}.preprocess{i}.{ours}", f"{prefix}.{name}.{theirs}"
+        for i, edge in enumerate(cell.edges):
+            name = f"_ops.{i}" if form == "quark0" else f"ops.{i // 2}.{i % 2}"
+            for ours, theirs in _layers(edge.op, form) if edge.takes_relu else ():
+                yield f"cells.{k}.edges.{i}.op.{ours}", f"{prefix}.{name}.{theirs}"
     if network.config["auxiliary"]:
-        for ours, other in AUXILIARY_HEAD.items():
+        for ours, theirs in AUXILIARY_HEAD.items():
             if not isinstance(getattr(network.auxiliary_head, ours), nn.Identity):
-                yield f"auxiliary_head.{ours}", f"auxiliary_head.{other}"
+                yield f"auxiliary_head.{ours}", f"auxiliary_head.{theirs}"
     yield "classifier", "classifier"
-
-
-def _edges(cell: Cell, our_prefix: str, prefix: str, form: str) -> Iterator[tuple[str, str]]:
-    for i, edge in enumerate(cell.edges):
-        if not edge.takes_relu:
-            continue  # no weights
-        theirs = f"_ops.{i}" if form == "quark0" else f"ops.{i // 2}.{i % 2}"
-        if isinstance(edge.op, FactorizedReduce):
-            names = FACTORIZED_REDUCE
-        else:
-            names = SEP_CONV if isinstance(edge.op, SepConv) else DIL_CONV
-            theirs += ".op" if form == "quark0" else ""
-        for ours, other in names.items():
-            yield f"{our_prefix}.edges.{i}.op.{ours}", f"{prefix}.{theirs}.{other}"
 
 
 def _keys(network: Network, form: str) -> dict[str, str]:
@@ -204,6 +331,7 @@ def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form:
         auxiliary="auxiliary_head.classifier.bias" in state_dict,
         in_channels=first[1],
         stem=stem,
+        auxiliary_second_bn="auxiliary_head.features.6.weight" in state_dict,
     ).to(state_dict[first_key])
 
     ours, keys, problems = network.state_dict(), _keys(network, form), []
@@ -218,6 +346,13 @@ def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form:
     _raise(problems)
     network.load_state_dict(ours)
     return network.eval()
+
+
+def _unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
+    if all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): t for key, t in state_dict.items()}
+    wrapping = re.compile(r"(stages\.\d+\.\d+\.ops\.\d+\.\d+)\.0\.(?=\d+\.|conv_|bn\.)")
+    return {wrapping.sub(r"\1.", key): tensor for key, tensor in state_dict.items()}
 
 
 def _sizes(state_dict: StateDict, first_key: str) -> tuple[torch.Size, torch.Size]:

@@ -14,8 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from darts_min.folder import (
+    IMAGENET_STATISTICS,
+    FileLoader,
+    ImageFiles,
+    find_files,
+    fits_in_memory,
+    read_image,
+)
+
 DATASETS = ("cifar10", "cifar100", "svhn", "fashion-mnist", "folder", "synthetic")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
+IN_MEMORY = ("auto", "always", "never")
 
 
 class Images(NamedTuple):
@@ -30,21 +39,32 @@ class Images(NamedTuple):
     def take(self, index: Tensor) -> "Images":
         return Images(self.images[index], self.labels[index])
 
+    @property
+    def channels(self) -> int:
+        return self.images.size(3)
+
 
 class Dataset(NamedTuple):
-    train: Images
-    test: Images
+    train: Images | ImageFiles
+    test: Images | ImageFiles
     classes: list[str]
 
 
 def load_dataset(
-    name: str, data_dir: str | Path = "data", image_size: int | None = None, seed: int = 0
+    name: str,
+    data_dir: str | Path = "data",
+    image_size: int | None = None,
+    seed: int = 0,
+    in_memory: str = "always",
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Dataset:
     """Load a dataset into memory; the torchvision ones are downloaded to `data_dir` if missing.
 
     `folder` reads `data_dir/train/<class>/*` and `data_dir/test/<class>/*`. Images are resized to
-    `image_size` squares where given; otherwise a folder's images must all have one size. `seed`
-    makes the `synthetic` one. Raises ValueError on anything a user can set right.
+    `image_size` squares where given; otherwise a folder's images must all have one size. With
+    `in_memory` "never", or "auto" where they do not fit in the memory of the machine and of
+    `device`, a folder's images stay in their files. `seed` makes the `synthetic` one. Raises
+    ValueError on anything a user can set right.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is not one of {', '.join(DATASETS)}")
@@ -53,7 +73,7 @@ def load_dataset(
     if name == "synthetic":
         return synthetic_dataset(seed, image_size or 32)
     if name == "folder":
-        return _folder_dataset(Path(data_dir), image_size)
+        return _folder_dataset(Path(data_dir), image_size, in_memory, device)
     return _torchvision_dataset(name, Path(data_dir), image_size)
 
 
@@ -64,7 +84,9 @@ def split_half(data: Images, generator: torch.Generator) -> tuple[Images, Images
     return data.take(order[:half]), data.take(order[half:])
 
 
-def balanced_subset(data: Images, size: int, generator: torch.Generator) -> Images:
+def balanced_subset(
+    data: Images | ImageFiles, size: int, generator: torch.Generator
+) -> Images | ImageFiles:
     """Take `size` random images, equally many of each class up to one."""
     if not 0 < size <= len(data.labels):
         raise ValueError(f"subset {size}: must be in 1..{len(data.labels)}, the number of images")
@@ -79,8 +101,13 @@ def balanced_subset(data: Images, size: int, generator: torch.Generator) -> Imag
     return data.take(order[chosen])
 
 
-def channel_statistics(data: Images) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel, (C,), of images scaled to [0, 1]."""
+def channel_statistics(data: Images | ImageFiles) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, (C,), of images scaled to [0, 1].
+
+    For images that are not in memory, those of ImageNet.
+    """
+    if isinstance(data, ImageFiles):
+        return IMAGENET_STATISTICS
     histogram = torch.stack(
         [torch.bincount(channel.flatten(), minlength=256) for channel in data.images.unbind(3)]
     ).double()
@@ -89,6 +116,37 @@ def channel_statistics(data: Images) -> tuple[Tensor, Tensor]:
     mean = probability @ values
     variance = probability @ values.square() - mean.square()
     return mean.float(), variance.clamp_min(1e-12).sqrt().float()
+
+
+def make_loader(
+    data: Images | ImageFiles,
+    batch_size: int,
+    statistics: tuple[Tensor, Tensor],
+    device: torch.device,
+    image_size: int | None = None,
+    generator: torch.Generator | None = None,
+    augment: bool = False,
+    cutout: int = 0,
+    num_workers: int = 0,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> "Loader | FileLoader":
+    """Make the loader for images in memory, which are moved to `device`, or for files."""
+    if isinstance(data, Images):
+        data = data.to(device)
+        return Loader(data, batch_size, statistics, generator, augment, 4, cutout, memory_format)
+    if augment and cutout:
+        raise ValueError(f"cutout {cutout}: must be 0 for images that are not in memory")
+    return FileLoader(
+        data,
+        batch_size,
+        statistics,
+        image_size,
+        device,
+        generator,
+        augment,
+        num_workers,
+        memory_format,
+    )
 
 
 class Loader:
@@ -118,6 +176,7 @@ class Loader:
                 f"batch size {batch_size} is larger than the {len(data.labels)} images it draws on"
             )
         self.data, self.batch_size, self.generator = data, batch_size, generator
+        self.image_size = data.images.size(1)
         self.augment, self.padding, self.cutout = augment, padding, cutout
         self.memory_format = memory_format
         # One value per pixel and channel, (H, W, C): broadcasting over three channels is slow.
@@ -263,55 +322,33 @@ def _resize(array: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image).reshape(size, size, array.shape[2])
 
 
-def _folder_dataset(root: Path, image_size: int | None) -> Dataset:
-    classes = [_class_names(root / part) for part in ("train", "test")]
-    if classes[0] != classes[1]:
-        odd = sorted(set(classes[0]) ^ set(classes[1]))
-        raise ValueError(f"folder {root}: classes {odd} are in only one of train and test")
-    if len(classes[0]) < 2:
-        raise ValueError(f"folder {root / 'train'}: one class, {classes[0][0]!r}; two are needed")
+def _folder_dataset(
+    root: Path, image_size: int | None, in_memory: str, device: torch.device
+) -> Dataset:
+    train, test, classes = find_files(root)
+    num_images = len(train.labels) + len(test.labels)
+    if in_memory == "auto":
+        size = image_size or read_image(train.paths[0]).shape[0]
+        in_memory = "always" if fits_in_memory(num_images, size, device) else "never"
+    if in_memory == "never":
+        if image_size is None:
+            raise ValueError(f"folder {root}: images that are not in memory need --image-size")
+        return Dataset(train, test, classes)
     size, parts = None, []
-    for part in ("train", "test"):
-        images, labels = [], []
-        for label, name in enumerate(classes[0]):
-            paths = sorted(
-                p for p in (root / part / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES
-            )
-            if not paths:
-                raise ValueError(f"folder {root / part / name}: no images")
-            for path in paths:
-                image = _read_image(path, image_size)
-                size = size or image.shape[1::-1]  # (W, H)
-                if image.shape[1::-1] != size:
-                    raise ValueError(
-                        f"image {path} is {image.shape[1]}x{image.shape[0]}, others are "
-                        f"{size[0]}x{size[1]}; give --image-size"
-                    )
-                images.append(image)
-            labels += [label] * len(paths)
+    for files in (train, test):
+        images = []
+        for path in files.paths:
+            image = read_image(path, image_size)
+            size = size or image.shape[1::-1]  # (W, H)
+            if image.shape[1::-1] != size:
+                raise ValueError(
+                    f"image {path} is {image.shape[1]}x{image.shape[0]}, others are "
+                    f"{size[0]}x{size[1]}; give --image-size"
+                )
+            images.append(image)
         if size[0] != size[1]:
             raise ValueError(
                 f"images of {root} are {size[0]}x{size[1]}, not square; give --image-size"
             )
-        parts.append(Images(torch.from_numpy(np.stack(images)), torch.tensor(labels)))
-    return Dataset(*parts, classes[0])
-
-
-def _class_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise ValueError(f"folder {folder} does not exist; wanted are DIR/train and DIR/test")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise ValueError(f"folder {folder} has no class folders")
-    return names
-
-
-def _read_image(path: Path, image_size: int | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            if image_size and image.size != (image_size, image_size):
-                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from None
+        parts.append(Images(torch.from_numpy(np.stack(images)), files.labels))
+    return Dataset(*parts, classes)

@@ -1,8 +1,11 @@
 """The network built from a genotype, which is trained and evaluated (Sec. 3.3, A.1.2)."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from darts_min.genotypes import Genotype, check_genotype, check_sizes
 from darts_min.operations import (
@@ -112,14 +115,13 @@ class AuxiliaryHead(nn.Module):
     pixel. Here smaller features are enlarged to that, and larger ones averaged in the end.
     """
 
-    def __init__(self, channels: int, num_classes: int, stem: str):
+    def __init__(self, channels: int, num_classes: int, stem: str, second_bn: bool):
         super().__init__()
         self.min_size, self.stride = (8, 3) if stem == "cifar" else (7, 2)
         self.conv1 = nn.Conv2d(channels, 128, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(128)
         self.conv2 = nn.Conv2d(128, 768, 2, bias=False)
-        # The original code's ImageNet head has no second BN.
-        self.bn2 = nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity()
+        self.bn2 = nn.BatchNorm2d(768) if second_bn else nn.Identity()
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, relu: Tensor) -> Tensor:
@@ -137,7 +139,9 @@ class Network(nn.Module):
 
     `stem` is "cifar" (one 3x3 convolution) or "imagenet" (three of stride 2). In training with
     `auxiliary`, returns `(logits, aux_logits)`, otherwise logits, each (N, num_classes).
-    `drop_path_prob` is a plain attribute, to be scheduled. Raises ValueError on impossible sizes.
+    `drop_path_prob` is a plain attribute, to be scheduled. `auxiliary_second_bn`: whether the
+    auxiliary head has its second BN, by default as in the original code, which has left it out with
+    the ImageNet stem; NNI has it always. Raises ValueError on impossible sizes.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class Network(nn.Module):
         drop_path_prob: float = 0.0,
         in_channels: int = 3,
         stem: str = "cifar",
+        auxiliary_second_bn: bool | None = None,
     ):
         super().__init__()
         check_genotype(genotype)
@@ -158,6 +163,8 @@ class Network(nn.Module):
             raise ValueError(f"stem {stem!r} is not one of cifar, imagenet")
         if stem == "imagenet" and init_channels % 2:
             raise ValueError(f"init_channels {init_channels}: must be even with the imagenet stem")
+        if auxiliary_second_bn is None:
+            auxiliary_second_bn = auxiliary and stem == "cifar"
         self.genotype, self.drop_path_prob = genotype, drop_path_prob
         self.config = {
             "num_classes": num_classes,
@@ -166,6 +173,7 @@ class Network(nn.Module):
             "auxiliary": auxiliary,
             "in_channels": in_channels,
             "stem": stem,
+            "auxiliary_second_bn": auxiliary_second_bn,
         }
         c = init_channels
         if stem == "cifar":
@@ -188,7 +196,7 @@ class Network(nn.Module):
             concat = genotype.reduce_concat if reduction else genotype.normal_concat
             c_prev_prev, c_prev, reduction_prev = c_prev, len(concat) * c, reduction
             if k == self.aux_cell and auxiliary:
-                self.auxiliary_head = AuxiliaryHead(c_prev, num_classes, stem)
+                self.auxiliary_head = AuxiliaryHead(c_prev, num_classes, stem, auxiliary_second_bn)
         self.classifier = nn.Linear(c_prev, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -213,32 +221,33 @@ def conv_bn(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequenti
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Count parameters, leaving the auxiliary head out (it is not used after training)."""
-    named = network.named_parameters()
-    return sum(p.numel() for name, p in named if not name.startswith("auxiliary_head."))
+@torch.no_grad()
+def fold_batch_norm(network: Network) -> Network:
+    """Return a copy for evaluation, in which each BN has become part of the convolution before it.
 
-
-def count_multiply_adds(network: Network, image_size: int | tuple[int, int] = 32) -> int:
-    """Count the multiply-adds of convolutions and linear layers for one image, by running one."""
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    counts = []
-
-    def count(module: nn.Module, _, output: Tensor) -> None:
-        per_output = module.weight[0].numel()
-        # A convolution on the 2x2 phases of an image has four of them in its batch.
-        counts.append(output.numel() * per_output)
-
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    training = network.training
-    network.eval()
-    p = next(network.parameters())
-    try:
-        with torch.no_grad():
-            network(torch.zeros(1, network.config["in_channels"], *size).to(p))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        network.train(training)
-    return sum(counts)
+    The logits stay the same to rounding error. In a FactorizedReduce, one BN follows the two
+    convolutions that make a half of its channels each.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in list(network.modules()):
+        convs: list[nn.Conv2d] = []
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                convs.append(child)
+            elif isinstance(child, nn.BatchNorm2d):
+                first = child.num_features
+                while first > 0:
+                    conv = convs.pop()
+                    part = slice(first - conv.out_channels, first)
+                    conv.weight, conv.bias = fuse_conv_bn_weights(
+                        conv.weight,
+                        conv.bias,
+                        child.running_mean[part],
+                        child.running_var[part],
+                        child.eps,
+                        child.weight[part],
+                        child.bias[part],
+                    )
+                    first = part.start
+                setattr(module, name, nn.Identity())
+    return network

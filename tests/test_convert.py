@@ -9,14 +9,18 @@ from textbook import TextbookSupernet
 from torch import nn
 
 from darts_min.convert import (
+    form_of,
+    infer_genotype,
     network_from_nni,
     network_from_quark0,
     network_to_nni,
     network_to_quark0,
     supernet_from_quark0,
+    supernet_to_quark0,
 )
-from darts_min.genotypes import PUBLISHED, Genotype
+from darts_min.genotypes import PUBLISHED, Genotype, parse_genotype
 from darts_min.network import Network
+from darts_min.supernet import Supernet
 
 GOLDEN = Path(__file__).parent / "golden"
 MIXED = Genotype(
@@ -193,3 +197,139 @@ def test_supernet_names_the_alphas_that_do_not_fit(shapes, says):
     weights, _ = textbook_weights()
     with pytest.raises(ValueError, match=says):
         supernet_from_quark0(weights, [torch.zeros(shape) for shape in shapes])
+
+
+FILES = ["quark0_c4_l4_final.pt", "nni_darts_v2_w4_n5.pt", "nni_tutorial_w4_n4_aux_droppath.pt"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_genotype_of_the_public_codes_files_is_inferred(file):
+    golden = torch.load(GOLDEN / file, weights_only=True)
+    known = golden.get("arch") or golden["config"]["genotype"]
+    genotype = parse_genotype(known if isinstance(known, str) else repr(known))
+    assert infer_genotype(golden["state_dict"]) == genotype
+    assert form_of(golden["state_dict"]) == file.split("_")[0]
+
+
+@pytest.mark.parametrize("form", WAYS)
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_genotype_is_inferred(name, stem, form):
+    with torch.device("meta"):
+        network = Network(PUBLISHED[name], init_channels=4, num_cells=6, stem=stem)
+    written = {f"module.{key}": tensor for key, tensor in WAYS[form][0](network).items()}
+    assert infer_genotype(written) == PUBLISHED[name]
+    assert form_of(written) == form
+
+
+@pytest.mark.parametrize("form", WAYS)
+def test_a_genotype_of_nobodys_list_is_refused_with_its_operations(form):
+    pool = "max_pool_3x3|avg_pool_3x3|skip_connect"
+    with pytest.raises(ValueError) as error:
+        infer_genotype(WAYS[form][0](make()))
+    normal = f"normal: dil_conv_5x5 {pool} sep_conv_5x5 {pool}"
+    reduce = f"reduce: skip_connect dil_conv_3x3 sep_conv_3x3 {pool}"
+    assert normal in str(error.value) and reduce in str(error.value)
+
+
+@pytest.mark.parametrize("form", WAYS)
+def test_genotypes_that_differ_in_pools_only_are_all_named(form, monkeypatch):
+    network = make(PUBLISHED["DARTS_V2"])
+    cells = PUBLISHED["DARTS_V2"]._asdict()
+    cells["reduce"] = (("avg_pool_3x3", 0), *cells["reduce"][1:])
+    monkeypatch.setitem(PUBLISHED, "MY_CELL", Genotype(**cells))
+    with pytest.raises(ValueError, match="several genotypes fit: DARTS_V2, MY_CELL"):
+        infer_genotype(WAYS[form][0](network))
+
+
+@pytest.mark.parametrize("form", WAYS)
+def test_prefixes_and_missing_batch_counts_of_old_files_are_read(form):
+    write, read = WAYS[form]
+    network = make()
+    old = {f"module.{k}": t for k, t in write(network).items() if not k.endswith("_tracked")}
+    copy = read(old, MIXED)
+    for key, tensor in copy.state_dict().items():
+        expected = 0 if key.endswith("_tracked") else network.state_dict()[key]
+        assert (tensor == expected).all()
+
+
+def test_nnis_imagenet_auxiliary_head_has_a_second_bn_and_keeps_it():
+    network = make(stem="imagenet", auxiliary_second_bn=True)
+    written = network_to_nni(network)
+    assert "auxiliary_head.features.6.running_var" in written
+    copy = network_from_nni(written, MIXED)
+    assert copy.config == network.config
+    x = torch.randn(2, 3, 64, 64)
+    logits, auxiliary = network.train()(x)
+    copied = copy.train()(x)
+    assert torch.equal(copied[0], logits) and torch.equal(copied[1], auxiliary)
+
+
+def quark0_search_names(num_cells, num_nodes):
+    """The state dict of the original's model_search.Network, written down from its code."""
+    statistics = ["running_mean", "running_var", "num_batches_tracked"]
+
+    def conv(*names):
+        return [f"{name}.weight" for name in names]
+
+    def bn(name):
+        return [f"{name}.{leaf}" for leaf in statistics]
+
+    names = conv("stem.0", "stem.1") + ["stem.1.bias"] + bn("stem.1")
+    for k in range(num_cells):
+        reduction = k in (num_cells // 3, 2 * num_cells // 3)
+        after_reduction = k - 1 in (num_cells // 3, 2 * num_cells // 3)
+        cell = f"cells.{k}"
+        if after_reduction:
+            pre = f"{cell}.preprocess0"
+            names += conv(f"{pre}.conv_1", f"{pre}.conv_2") + bn(f"{pre}.bn")
+        else:
+            names += conv(f"{cell}.preprocess0.op.1") + bn(f"{cell}.preprocess0.op.2")
+        names += conv(f"{cell}.preprocess1.op.1") + bn(f"{cell}.preprocess1.op.2")
+        edge = 0
+        for i in range(num_nodes):
+            for j in range(2 + i):
+                op = f"{cell}._ops.{edge}._ops"
+                edge += 1
+                names += bn(f"{op}.1.1") + bn(f"{op}.2.1")
+                if reduction and j < 2:
+                    names += conv(f"{op}.3.conv_1", f"{op}.3.conv_2") + bn(f"{op}.3.bn")
+                for sep in (4, 5):
+                    names += conv(f"{op}.{sep}.op.1", f"{op}.{sep}.op.2") + bn(f"{op}.{sep}.op.3")
+                    names += conv(f"{op}.{sep}.op.5", f"{op}.{sep}.op.6") + bn(f"{op}.{sep}.op.7")
+                for dil in (6, 7):
+                    names += conv(f"{op}.{dil}.op.1", f"{op}.{dil}.op.2") + bn(f"{op}.{dil}.op.3")
+    return names + ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize("num_cells, num_nodes", [(5, 2), (4, 4)])
+def test_a_supernet_goes_to_quark0_and_back(num_cells, num_nodes):
+    torch.manual_seed(0)
+    supernet = Supernet(7, 4, num_cells, num_nodes, in_channels=1).double()
+    written, alphas = supernet_to_quark0(supernet)
+    assert list(written) == quark0_search_names(num_cells, num_nodes)
+    for key, tensor in written.items():
+        if key.endswith(("running_mean", "running_var")):
+            convolution = list(written)[: list(written).index(key)]
+            last = [name for name in convolution if written[name].ndim == 4][-1]
+            in_cell = "._ops." not in key or ".op." in key
+            assert tensor.shape == written[last].shape[:1] or not in_cell or ".bn." in key
+    copy = supernet_from_quark0({f"module.{k}": t for k, t in written.items()}, alphas)
+    assert list(copy.state_dict()) == list(supernet.state_dict())
+    for key, tensor in supernet.state_dict().items():
+        assert torch.equal(copy.state_dict()[key], tensor)
+
+
+def test_supernet_names_order_and_shapes_are_those_of_the_original_code():
+    golden = torch.load(GOLDEN / "quark0_c4_l4_search.pt", weights_only=True)
+    written, alphas = supernet_to_quark0(supernet_from_quark0(golden["weights"], golden["alphas"]))
+    parameters = {key: t for key, t in written.items() if key in golden["weights"]}
+    assert list(parameters) == list(golden["weights"])
+    assert all(torch.equal(t, golden["weights"][key]) for key, t in parameters.items())
+    assert all(torch.equal(a, b) for a, b in zip(alphas, golden["alphas"], strict=True))
+
+
+def test_a_supernet_of_other_operations_is_no_quark0_supernet():
+    supernet = Supernet(init_channels=2, num_cells=3, primitives=("none", "skip_connect"))
+    with pytest.raises(ValueError, match="skip_connect.*the original code has"):
+        supernet_to_quark0(supernet)

@@ -4,6 +4,7 @@ A user's mistake must give one line on stderr, exit code 2, and leave existing f
 """
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -188,6 +189,132 @@ def test_plain_recipe_is_the_tutorials(tmp_path):
     assert 0 <= train_final.main(arguments)["test_accuracy"] <= 1
 
 
+@pytest.mark.parametrize(
+    "schedule, lrs",
+    [
+        ("cosine", [0.1, 0.075, 0.025]),
+        ("exponential", [0.1, 0.097, 0.097**2 / 0.1]),
+        # Before the first, seventh and thirteenth of 18 steps; up for 0.2 of the way.
+        ("one-cycle", [0.1 / 25, 0.1 * (1 + np.cos(np.pi * (6 - 2.6) / 14.4)) / 2, None]),
+    ],
+)
+def test_learning_rates_follow_their_schedule(tmp_path, schedule, lrs):
+    arguments = [*FINAL, "--genotype", "DARTS_V1", "--w-lr", "0.1", "--w-schedule", schedule]
+    arguments += ["--auxiliary-weight", "0", "--epochs", "3", "--out-dir", f"{tmp_path}/run"]
+    history = train_final.main(arguments)["history"]
+    for record, lr in zip(history, lrs, strict=True):
+        assert lr is None or record["lr"] == pytest.approx(lr, rel=1e-3)
+    assert history[2]["lr"] < history[1]["lr"]
+
+
+def test_the_imagenet_recipe_is_that_of_the_original_code():
+    args = train_final.parse_args(["--recipe", "imagenet", "--genotype", "DARTS_V2"])
+    assert (args.init_channels, args.num_cells, args.stem, args.image_size) == (
+        48,
+        14,
+        "imagenet",
+        224,
+    )
+    assert (args.epochs, args.batch_size, args.w_lr, args.w_lr_decay) == (250, 128, 0.1, 0.97)
+    assert (args.w_weight_decay, args.label_smoothing, args.w_grad_clip) == (3e-5, 0.1, 5.0)
+    assert (args.auxiliary_weight, args.drop_path_prob, args.cutout) == (0.4, 0.0, 0)
+    assert (args.w_schedule, args.in_memory) == ("exponential", "never")
+
+
+@pytest.fixture
+def three_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("ant", "bee", "cow"):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(256, size=(12, 10, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return ["--dataset", "folder", "--data-dir", f"{tmp_path}/pictures", "--batch-size", "4"]
+
+
+def test_images_in_files_train_alike_with_any_number_of_workers(tmp_path, three_classes):
+    arguments = [*three_classes, "--recipe", "imagenet", "--image-size", "32", *V2]
+    arguments += ["--init-channels", "2", "--num-cells", "3", "--epochs", "1", "--num-workers"]
+    results = [
+        train_final.main([*arguments, workers, "--out-dir", f"{tmp_path}/run{workers}"])
+        for workers in ("0", "2")
+    ]
+    losses = [[r["history"][0][key] for key in ("train_loss", "test_loss")] for r in results]
+    assert losses[0] == losses[1]
+    evaluated = eval_pretrained.main(
+        [*three_classes, "--weights", f"{tmp_path}/run0", "--in-memory", "never"]
+        + ["--num-workers", "0", "--out-dir", f"{tmp_path}/eval"]
+    )
+    assert evaluated["images"] == 6
+    assert evaluated["accuracy"] == pytest.approx(results[0]["test_accuracy"])
+
+
+def test_fine_tuning_makes_a_new_classifier_for_new_classes(runs, tmp_path, three_classes):
+    base = load_network(runs[0] / "final")
+    arguments = [*three_classes, "--init-from", f"{runs[0]}/final", "--epochs", "1"]
+    result = train_final.main([*arguments, "--out-dir", f"{tmp_path}/run"])
+    log = (tmp_path / "run" / "log.txt").read_text()
+    total = len(base.state_dict())
+    assert f"loaded {total - 4} of {total} tensors; new: auxiliary_head.classifier, class" in log
+    assert result["args"]["w_lr"] == 0.01 and result["args"]["init_channels"] == 2
+    network = load_network(tmp_path / "run")
+    assert network.details["classes"] == ["ant", "bee", "cow"]
+    assert network.details["mean"] == base.details["mean"]
+    assert network.details["image_size"] == base.details["image_size"] == 8
+
+
+def test_frozen_features_stay_as_they_were(runs, tmp_path, three_classes):
+    base = load_network(runs[0] / "final").state_dict()
+    arguments = [*three_classes, "--init-from", f"{runs[0]}/final", "--epochs", "2"]
+    train_final.main([*arguments, "--freeze-features", "--out-dir", f"{tmp_path}/run"])
+    tuned = load_network(tmp_path / "run").state_dict()
+    assert tuned["classifier.weight"].shape[0] == 3
+    assert all(torch.equal(t, base[k]) for k, t in tuned.items() if k[:10] != "classifier")
+
+
+def test_fine_tuning_on_the_same_classes_goes_on_from_where_it_was(runs, tmp_path):
+    arguments = [*DATA, "--init-from", f"{runs[0]}/final", "--w-lr", "0", "--freeze-features"]
+    result = train_final.main([*arguments, "--epochs", "1", "--out-dir", f"{tmp_path}/run"])
+    assert "new: nothing" in (tmp_path / "run" / "log.txt").read_text()
+    assert result["test_accuracy"] == pytest.approx(runs[2]["test_accuracy"])
+
+
+@pytest.mark.parametrize("script", ["search", "final"])
+def test_the_cost_is_told_before_the_run_and_its_time_after_a_few_steps(tmp_path, capsys, script):
+    if script == "search":
+        train_search.main(
+            [*SEARCH, "--batch-size", "4", "--epochs", "1", "--out-dir", f"{tmp_path}/r"]
+        )
+    else:
+        arguments = [*FINAL, *V2, "--batch-size", "8", "--epochs", "1", "--cutout", "0"]
+        train_final.main([*arguments, "--out-dir", f"{tmp_path}/r"])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert "M parameters, " in first and "M multiply-adds" in first
+    assert " s a step: about " in second and "for the whole run" in second
+
+
+def test_pictures_are_classified_by_the_network_and_no_file_is_written(
+    runs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    network = load_network(runs[0] / "final")
+    pixels = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("a.png")
+    arguments = ["--weights", f"{runs[0]}/final"]
+    found = eval_pretrained.main([*arguments, "--image", "a.png"])["a.png"]
+    mean, std = (torch.tensor(network.details[key]) for key in ("mean", "std"))
+    x = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]
+    likely, order = network(x).softmax(1)[0].detach().sort(descending=True)
+    assert list(found) == [str(i) for i in order[:5].tolist()]
+    assert list(found.values()) == pytest.approx(likely[:5].tolist(), abs=1e-4)
+    drawn = eval_pretrained.main([*arguments, "--demo"])
+    assert len(drawn) == 3 and all(len(classes) == 5 for classes in drawn.values())
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert os.listdir() == ["a.png"]
+
+
 def picture(path, size=8):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((size, size, 3), 127, np.uint8)).save(path)
@@ -219,6 +346,9 @@ def bad_folders(tmp_path):
 UNKNOWN_OP = "Genotype(normal=[('conv_9x9', 0), ('skip_connect', 1)], normal_concat=[2], "
 UNKNOWN_OP += "reduce=[('skip_connect', 0), ('skip_connect', 1)], reduce_concat=[2])"
 FOLDER = ["--dataset", "folder", "--batch-size", "1", "--data-dir"]
+WEIGHTS = ["--weights", str(ROOT / "tests/golden/quark0_c4_l4_final.pt")]
+V2 = ["--genotype", "DARTS_V2"]
+INIT = ["--dataset", "synthetic", "--init-from", WEIGHTS[1]]
 MISTAKES = [
     ("train_search", ["--dataset", "imagenet"], "imagenet"),
     ("train_search", ["--epochs", "many"], "many"),
@@ -270,14 +400,31 @@ MISTAKES = [
     ),
     ("train_final", [*FINAL, "--genotype", "DARTS_V2", "--cutout", "-2"], "--cutout -2"),
     ("train_final", [*FINAL, "--genotype", "DARTS_V2", "--out-dir", "DIR/exists"], "not empty"),
-    ("eval_pretrained", ["--dataset", "synthetic"], "--weights is needed"),
+    ("eval_pretrained", ["--demo", "--export", "DIR/e"], "--demo and --export: one at a time"),
+    ("eval_pretrained", ["--image", "DIR/page.pt", *WEIGHTS], "page.pt cannot be read"),
+    ("eval_pretrained", ["--export", "DIR/exists", *WEIGHTS], "exists and is not empty"),
+    ("eval_pretrained", ["--dataset", "cifar10", "--weights", "no_such"], "nor one of"),
     ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/none.pt"], "none.pt"),
     ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/page.pt"], "page.pt"),
-    ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/state.pt"], "give --genotype"),
+    ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/state.pt"], "neither a"),
+    ("eval_pretrained", [*WEIGHTS, "--genotype", "DARTS_V1", "--demo"], "missing"),
+    ("train_final", [*FINAL, *V2, "--max-params", "0.0001"], "no number fits"),
     (
-        "eval_pretrained",
-        ["--dataset", "synthetic", "--weights", "DIR/state.pt", "--genotype", "DARTS_V2"],
-        "missing",
+        "train_final",
+        [*FINAL, *V2, "--max-madds", "0.2", "--init-channels", "16"],
+        "is the largest number that fits",
+    ),
+    ("train_final", [*INIT, "--init-channels", "4"], "--init-channels 4: leave it out"),
+    ("train_final", [*INIT, "--num-cells", "8"], "--num-cells 8: leave it out"),
+    ("train_final", ["--init-from", "no_such", *DATA], "network no_such: neither a file"),
+    ("train_final", [*FINAL, *V2, "--freeze-features"], "--freeze-features needs --init-from"),
+    ("train_final", [*INIT, "--freeze-features", "--auxiliary-weight", "0.4"], "must be 0"),
+    ("train_final", [*FINAL, *V2, "--num-workers", "-1"], "--num-workers -1"),
+    ("train_final", [*V2, *FOLDER, "DIR/sizes", "--in-memory", "never"], "need --image-size"),
+    (
+        "train_final",
+        [*V2, *FOLDER, "DIR/sizes", "--in-memory", "never", "--image-size", "8"],
+        "cutout 16: must be 0",
     ),
 ]
 
@@ -316,7 +463,7 @@ def test_the_demos_find_train_and_evaluate_a_cell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     search = train_search.main(["--demo"])
     final = train_final.main(["--demo"])
-    evaluation = eval_pretrained.main(["--demo"])
+    evaluation = eval_pretrained.main(["--dataset", "synthetic", "--weights", "runs/demo-final"])
     assert search["arch_accuracy"] > 0.4  # chance: 0.1
     assert final["test_accuracy"] > 0.7
     assert evaluation["accuracy"] == pytest.approx(final["test_accuracy"])

@@ -1,0 +1,329 @@
+"""Oracles: the transforms of the original code's train_imagenet.py, slices and sums by hand."""
+
+import os
+import random
+from functools import partial
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from darts_min.data import Dataset, balanced_subset
+from darts_min.folder import IMAGENET_STATISTICS, FileLoader, find_files, fits_in_memory
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+CPU = torch.device("cpu")
+close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+workers = pytest.mark.parametrize("num_workers", [0, 2])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def write_images(root, per_class=3, sizes=((240, 224), (224, 250), (231, 227))):
+    """JPEG files of noise in blocks, so that no two crops of them are alike."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                blocks = rng.integers(256, size=(28, 28, 3), dtype=np.uint8)
+                Image.fromarray(blocks).resize(sizes[i % len(sizes)]).save(folder / f"{i}.jpg")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    write_images(root)
+    return found(root)
+
+
+def found(root):
+    return Dataset(*find_files(root))
+
+
+def train_loader(files, seed=0, num_workers=0, batch_size=2):
+    return FileLoader(
+        files, batch_size, IMAGENET_STATISTICS, 32, CPU, seeded(seed), True, num_workers
+    )
+
+
+def same_batches(a, b):
+    pairs = list(zip(a, b, strict=True))
+    return all(torch.equal(x, x2) and torch.equal(y, y2) for (x, y), (x2, y2) in pairs)
+
+
+def test_files_are_labelled_by_their_folder_in_the_order_of_their_names(tmp_path):
+    write_images(tmp_path, per_class=2, sizes=((8, 8),))
+    for name in ("1.png", "B.JPEG", "notes.txt", ".hidden.jpg"):
+        (tmp_path / "train" / "dog" / name).write_bytes(b"")
+    (tmp_path / "train" / ".cache").mkdir()
+    data = found(tmp_path)
+    assert data.classes == ["cat", "dog"]
+    names = [path.split(os.sep)[-2:] for path in data.train.paths]
+    assert names == [[k, f"{i}.jpg"] for k in ("cat", "dog") for i in range(2)][:3] + [
+        ["dog", "1.jpg"],
+        ["dog", "1.png"],
+        ["dog", "B.JPEG"],
+    ]
+    assert data.train.labels.tolist() == [0, 0, 1, 1, 1, 1]
+    assert data.test.labels.tolist() == [0, 0, 1, 1] and data.test.labels.dtype == torch.int64
+
+
+def test_a_balanced_subset_of_files_keeps_paths_and_labels_together(files):
+    subset = balanced_subset(files.train, 4, seeded())
+    assert sorted(subset.labels.tolist()) == [0, 0, 1, 1] and len(set(subset.paths)) == 4
+    for path, label in zip(subset.paths, subset.labels, strict=True):
+        assert path.split(os.sep)[-2] == files.classes[label]
+
+
+@workers
+@pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
+def test_evaluation_gives_every_file_once_in_order(files, batch_size, num_workers):
+    loader = FileLoader(
+        files.test, batch_size, IMAGENET_STATISTICS, 32, CPU, num_workers=num_workers
+    )
+    transform = transforms.Compose(
+        [
+            transforms.Resize(36),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader) == -(-6 // batch_size)
+    x, target = (torch.cat(part) for part in zip(*batches, strict=True))
+    close(x, torch.stack([transform(Image.open(path)) for path in files.test.paths]))
+    assert x.dtype == torch.float32 and target.dtype == torch.int64
+    assert target.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_evaluation_sees_the_middle_of_an_image_that_needs_no_resizing(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(256, 280, 3), dtype=np.uint8)
+    write_images(tmp_path, per_class=1, sizes=((8, 8),))
+    path = tmp_path / "test" / "cat" / "0.png"
+    Image.fromarray(pixels).save(path)
+    (tmp_path / "test" / "cat" / "0.jpg").unlink()
+    loader = FileLoader(found(tmp_path).test, 1, IMAGENET_STATISTICS, 224, CPU, num_workers=0)
+    middle = torch.from_numpy(pixels[16 : 16 + 224, 28 : 28 + 224]) / 255
+    close(next(iter(loader))[0][0], ((middle - MEAN) / STD).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_one_colour_is_normalised_by_the_statistics_of_imagenet(tmp_path, memory_format):
+    write_images(tmp_path, per_class=1)
+    for part in ("train", "test"):
+        Image.new("RGB", (60, 50), (200, 100, 7)).save(tmp_path / part / "cat" / "0.jpg", "PNG")
+    loader = FileLoader(
+        found(tmp_path).test,
+        2,
+        IMAGENET_STATISTICS,
+        24,
+        CPU,
+        num_workers=0,
+        memory_format=memory_format,
+    )
+    x = next(iter(loader))[0]
+    expected = [(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (7 / 255 - 0.406) / 0.225]
+    close(x[0], torch.tensor(expected)[:, None, None].expand(3, 24, 24))
+    assert x.shape == (2, 3, 24, 24) and x.is_contiguous(memory_format=memory_format)
+
+
+@workers
+def test_training_images_are_those_of_the_original_code(files, num_workers):
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    generator = seeded(7)
+    order = torch.randperm(6, generator=generator).tolist()
+    seeds = torch.randint(2**31, (6,), generator=generator).tolist()
+    expected = []
+    for index, seed in zip(order, seeds, strict=True):
+        torch.manual_seed(seed)
+        expected.append(transform(Image.open(files.train.paths[index])))
+    batches = list(train_loader(files.train, 7, num_workers))
+    close(torch.cat([x for x, _ in batches]), torch.stack(expected))
+    assert torch.equal(torch.cat([y for _, y in batches]), files.train.labels[order])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_training_shuffles_anew_and_drops_the_incomplete_batch(files, batch_size):
+    numbered = files.train._replace(labels=torch.arange(6))
+    loader = train_loader(numbered, batch_size=batch_size)
+    orders = set()
+    for _ in range(3):
+        batches = [target for _, target in loader]
+        assert len(batches) == len(loader) == 6 // batch_size
+        assert all(len(target) == batch_size for target in batches)
+        orders.add(tuple(torch.cat(batches).tolist()))
+        assert len(set(torch.cat(batches).tolist())) == 6 // batch_size * batch_size
+    assert len(orders) == 3
+
+
+def test_copies_of_one_image_are_augmented_differently_in_a_batch_and_in_each_pass(files):
+    copies = files.train.take(torch.zeros(4, dtype=torch.int64))
+    loader = train_loader(copies, batch_size=4)
+    images = torch.cat([next(iter(loader))[0] for _ in range(2)]).flatten(1)
+    assert (torch.cdist(images, images) + 100 * torch.eye(8)).min() > 5
+
+
+def test_the_batches_come_from_the_generator_alone(files):
+    """Neither the global generators nor the number of workers matter."""
+    batches = []
+    for seed, num_workers in ((0, 0), (0, 1), (0, 2), (1, 2)):
+        torch.manual_seed(99 + num_workers)
+        random.seed(num_workers)
+        np.random.seed(num_workers)
+        batches.append(list(train_loader(files.train, seed, num_workers)))
+    assert same_batches(batches[0], batches[1]) and same_batches(batches[0], batches[2])
+    assert not same_batches(batches[0], batches[3])
+
+
+@workers
+def test_a_restored_generator_state_repeats_the_pass(files, num_workers):
+    loader = train_loader(files.train, num_workers=num_workers)
+    first = list(loader)
+    state = loader.generator.get_state()
+    second = list(loader)
+    after = loader.generator.get_state()
+    loader.generator.set_state(state)
+    assert same_batches(islice(loader, 1), second[:1])  # a pass that is broken off ...
+    assert torch.equal(loader.generator.get_state(), after)  # ... takes as much as a whole one
+    loader.generator.set_state(state)
+    assert same_batches(list(loader), second) and not same_batches(first, second)
+
+
+@workers
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_global_generators_are_left_alone(files, num_workers, augment):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    batches = iter(
+        FileLoader(files.train, 2, IMAGENET_STATISTICS, 32, CPU, seeded(), augment, num_workers)
+    )
+    next(batches)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    list(batches)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+@workers
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_damaged_image_is_named_in_one_line(tmp_path, num_workers, augment):
+    write_images(tmp_path, per_class=2)
+    path = tmp_path / "train" / "dog" / "0.jpg"
+    path.write_bytes(path.read_bytes()[:900])
+    files = found(tmp_path).train
+    with pytest.raises(ValueError) as error:
+        list(FileLoader(files, 2, IMAGENET_STATISTICS, 32, CPU, seeded(), augment, num_workers))
+    assert str(error.value).startswith(f"image {path} cannot be read: ")
+    assert "\n" not in str(error.value)
+
+
+def move_and_link(path, target):
+    path.rename(target)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("inside", ["test/dog", "test/dog/1.jpg"])
+def test_a_link_out_of_the_folder_is_refused_by_name(tmp_path, inside):
+    write_images(tmp_path / "data", sizes=((8, 8),))
+    move_and_link(tmp_path / "data" / inside, tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link that leads out of the data folder") as error:
+        found(tmp_path / "data")
+    assert str(error.value).startswith(str(tmp_path / "data" / inside))
+    assert "\n" not in str(error.value)
+
+
+def test_links_within_the_folder_and_of_whole_parts_are_followed(tmp_path):
+    write_images(tmp_path / "data", sizes=((8, 8),))
+    move_and_link(tmp_path / "data" / "train" / "cat" / "1.jpg", tmp_path / "data" / "moved.jpg")
+    move_and_link(tmp_path / "data" / "test", tmp_path / "val")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    data = found(tmp_path / "link")
+    assert len(data.train.labels) == len(data.test.labels) == 6
+
+
+def test_what_only_looks_like_an_image_is_refused_by_name(tmp_path):
+    write_images(tmp_path, sizes=((8, 8),))
+    (tmp_path / "train" / "cat" / "album.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"album\.jpg is not a file"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "part, old, new, says",
+    [
+        ("test", ".", "../other", "does not exist"),
+        ("test", "dog", "emu", r"classes \['dog', 'emu'\] are in only one of train and test"),
+        ("both", "dog", ".dog", "one class, 'cat'; two are needed"),
+        ("train", "dog", "../gone", r"classes \['dog'\] are in only one"),
+    ],
+)
+def test_a_bad_folder_is_named_in_one_line(tmp_path, part, old, new, says):
+    write_images(tmp_path, sizes=((8, 8),))
+    for folder in ("train", "test") if part == "both" else (part,):
+        (tmp_path / folder / old).resolve().rename(tmp_path / folder / new)
+    with pytest.raises(ValueError, match=says) as error:
+        found(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    write_images(tmp_path, per_class=1, sizes=((8, 8),))
+    (tmp_path / "test" / "dog" / "0.jpg").rename(tmp_path / "test" / "dog" / "0.txt")
+    with pytest.raises(ValueError, match="dog: no images"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("batch_size, augment", [(7, True), (0, True), (0, False), (-3, False)])
+def test_impossible_batch_sizes_are_named(files, batch_size, augment):
+    with pytest.raises(ValueError, match=f"batch size {batch_size}"):
+        FileLoader(files.train, batch_size, IMAGENET_STATISTICS, 32, CPU, seeded(), augment)
+
+
+def test_small_image_sizes_are_refused(files):
+    with pytest.raises(ValueError, match="image size 7: must be at least 8"):
+        FileLoader(files.train, 2, IMAGENET_STATISTICS, 7, CPU)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("memory", [4 * GIB, 64 * GIB])
+def test_a_quarter_of_the_memory_may_be_filled(monkeypatch, memory):
+    sizes = {"SC_PHYS_PAGES": memory // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
+    most = memory // 4 // (3 * 224**2)
+    assert fits_in_memory(most, 224, CPU) and not fits_in_memory(most + 1, 224, CPU)
+    assert fits_in_memory(memory // 4 // (3 * 32**2), 32, CPU)
+
+
+def test_a_smaller_gpu_sets_the_limit(monkeypatch):
+    sizes = {"SC_PHYS_PAGES": 16 * GIB // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
+    gpu = SimpleNamespace(total_memory=8 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    most = 2 * GIB // (3 * 224**2)
+    cuda = torch.device("cuda")
+    assert fits_in_memory(most, 224, cuda) and not fits_in_memory(most + 1, 224, cuda)
+    assert fits_in_memory(most + 1, 224, CPU)
+
+
+def test_two_gib_may_be_filled_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    most = 2 * GIB // (3 * 64**2)
+    assert fits_in_memory(most, 64, CPU) and not fits_in_memory(most + 1, 64, CPU)
