@@ -105,8 +105,9 @@ RECIPES = {
     },
 }
 SCHEDULES = ("cosine", "one-cycle", "exponential")
-# With --init-from: smaller steps than from scratch; the sizes are the file's.
-FINE_TUNE = {"w_lr": 0.01, "init_channels": None, "num_cells": None, "stem": None}
+# With --init-from: steps of a fifth of the recipe's; the sizes are the file's.
+FINE_TUNE_LR = 1 / 5
+SIZES = ("init_channels", "num_cells", "stem")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -161,15 +162,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
     opt.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args(argv)
-    defaults = RECIPES[args.recipe] | (DEMO if args.demo else {})
+    parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
     if args.init_from is not None:
-        defaults |= FINE_TUNE
+        parser.set_defaults(**dict.fromkeys(SIZES), w_lr=FINE_TUNE_LR * parser.get_default("w_lr"))
     if args.freeze_features:
-        defaults |= {"auxiliary_weight": 0.0, "drop_path_prob": 0.0}
-    parser.set_defaults(**defaults)
-    args = parser.parse_args(argv)  # explicit flags win over the recipe's
+        parser.set_defaults(auxiliary_weight=0.0, drop_path_prob=0.0)
+    args = parser.parse_args(argv)  # explicit flags win
     if args.init_from is not None:
-        for name in ("init_channels", "num_cells", "stem"):
+        for name in SIZES:
             if getattr(args, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 value = getattr(args, name)
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> dict:
         genotype, details = parse_genotype(args.genotype), {}
     else:
         genotype, details = base.genotype, base.details
-        for name in ("init_channels", "num_cells", "stem"):
+        for name in SIZES:
             setattr(args, name, base.config[name])
 
     generator = torch.Generator().manual_seed(args.seed)

@@ -109,10 +109,10 @@ def supernet_to_quark0(supernet: Supernet) -> tuple[dict[str, Tensor], list[Tens
                 state_dict[f"{theirs}.{leaf}"] = next(parts).clone()
         module = supernet.get_submodule(name)
         if isinstance(module, BatchStatNorm | nn.BatchNorm2d):
-            in_cell = name.startswith("cells.")
-            cell = supernet.cells[int(name.split(".")[1])] if in_cell else None
-            zeros = torch.zeros(cell.channels if in_cell else module.num_features)
-            zeros = zeros.to(supernet.alphas_normal)
+            channels = module.num_features
+            if isinstance(module, BatchStatNorm):  # of several edges
+                channels = supernet.cells[int(name.split(".")[1])].channels
+            zeros = supernet.alphas_normal.new_zeros(channels)
             state_dict[f"{theirs}.running_mean"] = zeros
             state_dict[f"{theirs}.running_var"] = zeros + 1
             state_dict[f"{theirs}.num_batches_tracked"] = torch.tensor(0)
@@ -134,15 +134,12 @@ def _supernet_modules(supernet: Supernet) -> Iterator[tuple[str, str]]:
                 yield f"cells.{k}.preprocess{i}.{theirs}", f"cells.{k}.preprocess{i}.{ours}"
         for edge, j in places:
             for index, op in enumerate(PRIMITIVES):
-                prefix, our_prefix = (
-                    f"cells.{k}._ops.{edge}._ops.{index}",
-                    f"cells.{k}.mixed_ops.{j}",
-                )
+                prefix = f"cells.{k}._ops.{edge}._ops.{index}"
                 if "pool" in op:
-                    yield f"{prefix}.1", f"{our_prefix}.bn"
+                    yield f"{prefix}.1", f"cells.{k}.mixed_ops.{j}.bn"
                 elif op in cell.mixed_ops[j].ops:
                     for ours, theirs in _layers(cell.mixed_ops[j].ops[op], "quark0"):
-                        yield f"{prefix}.{theirs}", f"{our_prefix}.ops.{op}.{ours}"
+                        yield f"{prefix}.{theirs}", f"cells.{k}.mixed_ops.{j}.ops.{op}.{ours}"
     yield "classifier", "classifier"
 
 
@@ -265,6 +262,8 @@ def _operations(state_dict: StateDict) -> tuple[list[tuple[str, ...]], list[tupl
             layers[kind].setdefault(slot, {})[match["layer"]] = tensor
     cells = []
     num_slots = max([8, *(slot + 1 for cell in layers for slot in cell)])
+    if num_slots > 100:
+        raise ValueError(f"state dict: operation {num_slots - 1} of a cell")
     for cell in layers:
         slots = []
         for slot in range(num_slots):
@@ -273,7 +272,7 @@ def _operations(state_dict: StateDict) -> tuple[list[tuple[str, ...]], list[tupl
             elif "1" not in cell[slot]:
                 slots.append(("skip_connect",))
             else:
-                size = cell[slot]["1"].size(-1)
+                size = (cell[slot]["1"].shape or (0,))[-1]
                 slots.append((f"{'sep' if '5' in cell[slot] else 'dil'}_conv_{size}x{size}",))
         cells.append(slots)
     return cells[0], cells[1]
@@ -321,30 +320,30 @@ def _to_names(network: Network, form: str) -> dict[str, Tensor]:
 
 def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form: str) -> Network:
     stem = "cifar" if "stem.0.weight" in state_dict else "imagenet"
-    first_key = "stem.0.weight" if stem == "cifar" else "stem0.0.weight"
-    first, classifier = _sizes(state_dict, first_key)
-    network = Network(
-        genotype,
-        num_classes=classifier[0],
-        init_channels=first[0] // 3 if stem == "cifar" else 2 * first[0],
-        num_cells=num_cells,
-        auxiliary="auxiliary_head.classifier.bias" in state_dict,
-        in_channels=first[1],
-        stem=stem,
-        auxiliary_second_bn="auxiliary_head.features.6.weight" in state_dict,
-    ).to(state_dict[first_key])
-
-    ours, keys, problems = network.state_dict(), _keys(network, form), []
+    first, classifier = _sizes(state_dict, f"stem{'' if stem == 'cifar' else '0'}.0.weight")
+    with torch.device("meta"):  # whatever sizes the file pretends to have
+        network = Network(
+            genotype,
+            num_classes=classifier[0],
+            init_channels=first[0] // 3 if stem == "cifar" else 2 * first[0],
+            num_cells=num_cells,
+            auxiliary="auxiliary_head.classifier.bias" in state_dict,
+            in_channels=first[1],
+            stem=stem,
+            auxiliary_second_bn="auxiliary_head.features.6.weight" in state_dict,
+        )
+    shapes, ours, problems = network.state_dict(), {}, []
+    keys = _keys(network, form)
     for theirs, name in keys.items():
         if theirs.endswith("num_batches_tracked") and theirs not in state_dict:
-            continue
-        if misfit := _misfit(state_dict, theirs, tuple(ours[name].shape)):
+            ours[name] = torch.tensor(0)
+        elif misfit := _misfit(state_dict, theirs, tuple(shapes[name].shape)):
             problems.append(misfit)
         else:
-            ours[name] = state_dict[theirs]
+            ours[name] = state_dict[theirs].clone()
     problems += [f"unexpected {key}" for key in state_dict if key not in keys]
     _raise(problems)
-    network.load_state_dict(ours)
+    network.load_state_dict(ours, assign=True)
     return network.eval()
 
 

@@ -159,6 +159,9 @@ def _check_tensors(state_dict: Any) -> None:
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"neither a network file nor a state dict: {key!r} is not a tensor")
+        bytes_needed = tensor.numel() * tensor.element_size()
+        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < bytes_needed:
+            raise ValueError(f"{key} is not an ordinary tensor of shape {tuple(tensor.shape)}")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{key} holds values that are not finite")
 

@@ -24,6 +24,13 @@ GENOTYPE = Genotype(
     (("skip_connect", 0), ("dil_conv_3x3", 1), ("sep_conv_3x3", 2), ("max_pool_3x3", 1)),
     (2, 3),
 )
+# Quick to translate, for what does not depend on the operations.
+SMALL = Genotype(
+    (("sep_conv_3x3", 0), ("skip_connect", 1)),
+    (2,),
+    (("max_pool_3x3", 0), ("skip_connect", 1)),
+    (2,),
+)
 DETAILS = {"classes": list("abcdefg"), "mean": [0.5], "std": [0.25], "image_size": 99}
 CASES = {
     "cifar": (16, {"auxiliary": True}),
@@ -33,7 +40,7 @@ FORMS = ["quark0.pt", "nni.pt", "network.pt2", "network.onnx"]
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
-def make(genotype=GENOTYPE, **sizes):
+def make(genotype=SMALL, **sizes):
     torch.manual_seed(0)
     network = Network(genotype, **{"num_classes": 7, "init_channels": 4, "num_cells": 3} | sizes)
     for module in network.modules():
@@ -59,7 +66,7 @@ def no_onnx(monkeypatch):
 @pytest.fixture(scope="module", params=CASES)
 def exported(request, tmp_path_factory):
     image_size, sizes = CASES[request.param]
-    network = make(**sizes)
+    network = make(GENOTYPE, **sizes)
     folder = tmp_path_factory.mktemp("export") / "new" / request.param
     content = export_network(network, folder, image_size, DETAILS)
     return network, folder, image_size, content
@@ -207,7 +214,7 @@ def test_a_genotype_that_nni_cannot_write_leaves_out_the_files_of_nni(tmp_path, 
 
 
 def test_a_network_of_folded_bn_becomes_programs_but_no_state_dicts(tmp_path, no_onnx):
-    network = fold_batch_norm(make())
+    network = fold_batch_norm(make(GENOTYPE))
     content = export_network(network, tmp_path, 8, DETAILS)
     assert content["left_out"].keys() == {"quark0.pt", "nni.pt", "network.onnx"}
     images = torch.randn(3, 3, 8, 8)

@@ -258,7 +258,7 @@ def test_fine_tuning_makes_a_new_classifier_for_new_classes(runs, tmp_path, thre
     log = (tmp_path / "run" / "log.txt").read_text()
     total = len(base.state_dict())
     assert f"loaded {total - 4} of {total} tensors; new: auxiliary_head.classifier, class" in log
-    assert result["args"]["w_lr"] == 0.01 and result["args"]["init_channels"] == 2
+    assert result["args"]["w_lr"] == 0.005 and result["args"]["init_channels"] == 2
     network = load_network(tmp_path / "run")
     assert network.details["classes"] == ["ant", "bee", "cow"]
     assert network.details["mean"] == base.details["mean"]

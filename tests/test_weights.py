@@ -208,6 +208,14 @@ BAD_FILES = {
         rewritten(lambda c: c["state_dict"]["classifier.bias"].fill_(torch.inf)),
         "classifier.bias holds values that are not finite",
     ),
+    "a tensor that is less than it says": (
+        quark0(lambda c: c.update({POINTWISE: torch.zeros(1, 1, 1, 1).expand(10**6, 10**6, 1, 1)})),
+        "op.2.weight is not an ordinary tensor",
+    ),
+    "a slot far away": (
+        quark0(lambda c: c.update({"cells.0._ops.999999999.op.1.weight": torch.zeros(())})),
+        "operation 999999999",
+    ),
     "a key renamed": (quark0(lambda c: c.update(colour=c.pop(POINTWISE))), f"missing {POINTWISE}"),
     "a wrong size": (
         quark0(lambda c: c.update({POINTWISE: torch.zeros(3, 3, 1, 1)})),
