@@ -1,55 +1,66 @@
 """Training step and inference of DARTS_V2 against the same network written the plain way.
 
 The plain one (tests/textbook.py) applies its ReLUs edge by edge and is in contiguous memory. Both
-run in this process, interleaved, without auxiliary head; random data of CIFAR's shape.
+run in this process, interleaved, without auxiliary head; random data of CIFAR's shape. Inference is
+that of eval_pretrained.py, with BN folded into the convolutions.
 
-    python -m benchmarks.final_step [--batch-size 32] [--repetitions 5]
+    python -m benchmarks.final_step [--batch-size 32] [--eval-batch-size 256] [--repetitions 5]
 """
 
 import argparse
+from copy import deepcopy
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks.measure import interleaved_seconds
 from darts_min import Network
+from darts_min.convert import network_to_quark0
 from darts_min.genotypes import PUBLISHED
+from darts_min.network import fold_batch_norm
 from tests.textbook import TextbookNetwork
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--eval-batch-size", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=5)
     args = parser.parse_args()
     torch.manual_seed(0)
     genotype = PUBLISHED["DARTS_V2"]
     x, target = torch.randn(args.batch_size, 3, 32, 32), torch.randint(10, (args.batch_size,))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {args.batch_size}")
+    images = torch.randn(args.eval_batch_size, 3, 32, 32)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+    def train(model):
+        model.zero_grad()
+        F.cross_entropy(model(x), target).backward()
+
+    @torch.no_grad()
+    def infer(model):
+        return model(images)
+
     for channels, num_cells in ((16, 8), (36, 20)):
         ours = Network(genotype, 10, channels, num_cells, auxiliary=False)
         ours = ours.to(memory_format=torch.channels_last)
         plain = TextbookNetwork(genotype, 10, channels, num_cells)
-
-        def train(model):
-            model.train()
-            model.zero_grad()
-            F.cross_entropy(model(x), target).backward()
-
-        @torch.no_grad()
-        def infer(model):
-            model.eval()
-            model(x)
-
-        for what, run in (("training", train), ("inference", infer)):
+        plain.load_state_dict(network_to_quark0(ours))
+        folded, plain_eval = fold_batch_norm(ours), deepcopy(plain).eval()
+        for what, run, models, batch in (
+            ("training", train, (ours, plain), x),
+            ("inference", infer, (folded, plain_eval), images),
+        ):
             a, b, ratio = interleaved_seconds(
-                lambda run=run, model=ours: run(model),
-                lambda run=run, model=plain: run(model),
-                args.repetitions,
+                *(partial(run, model) for model in models), args.repetitions
             )
             print(
-                f"C={channels} L={num_cells:2d}  {what:<9}  {a:6.3f} s / {b:6.3f} s = {ratio:.3f}"
+                f"C={channels} L={num_cells:2d}  {what:<9}  batch {len(batch):3d}  "
+                f"{a:6.3f} s / {b:6.3f} s = {ratio:.3f}"
             )
+        deviation = (infer(folded) - infer(plain_eval)).abs().max().item()
+        print(f"C={channels} L={num_cells:2d}  largest deviation of a logit: {deviation:.1e}")
 
 
 if __name__ == "__main__":

@@ -144,12 +144,13 @@ def to_phases(x: Tensor, stride: int) -> tuple[Tensor, int]:
     the taps meet every second pixel only. With stride 1 the four 2x2 phases do not mix and go to
     the batch: (N, C, H, W) -> (4N, C, H/2, W/2), undone by `from_phases`; pointwise convolution and
     BN do not mind the order. Worth it on the CPU, where a dilated depthwise convolution's weight
-    gradient is by far the slowest call of a search step; elsewhere, and for odd sizes, `x` stays.
+    gradient is by far the slowest call of a search step; elsewhere, without gradients, and for odd
+    sizes, `x` stays.
     """
     if stride == 2:
         return x[:, :, ::2, ::2], 1
     n, c, h, w = x.shape
-    if x.device.type != "cpu" or h % 2 or w % 2:
+    if x.device.type != "cpu" or h % 2 or w % 2 or not torch.is_grad_enabled():
         return x, 2
     pixels = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)
     phases = pixels.permute(0, 2, 4, 1, 3, 5).reshape(4 * n, h // 2, w // 2, c)

@@ -50,6 +50,16 @@ def test_from_phases_undoes_to_phases(size, layout):
         assert torch.equal(phases[k::4], x[:, :, k // 2 :: 2, k % 2 :: 2])
 
 
+def test_without_gradients_nothing_is_rearranged_and_the_result_is_the_same():
+    x = double(3, 4, 6, 8)
+    op = DilConv(4, 3, nn.BatchNorm2d).double()
+    expected = from_phases(op(*to_phases(x, 1)), 3)
+    with torch.no_grad():
+        phases, dilation = to_phases(x, 1)
+        assert phases is x and dilation == 2
+        close(op(phases, dilation), expected.detach())
+
+
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (9, 9)])
 def test_odd_sizes_stay_as_they_are(size):
     x = double(3, 5, *size)
