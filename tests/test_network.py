@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import darts_min.network
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
-from darts_min.network import Network, drop_path
+from darts_min.network import Network, drop_path, fold_batch_norm
 from darts_min.weights import load_network, save_network
 
 V1, V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
@@ -160,6 +160,20 @@ def test_other_sizes_and_stems_equal_the_plain_network(stem, size, training, nam
     network = make(GENOTYPES[name], stem=stem, **sizes).train(training)
     x = images(size, 3, 1)
     close(network(x), plain_network(network, x, training)[0])
+
+
+@pytest.mark.parametrize("name", GENOTYPES)
+@pytest.mark.parametrize("stem, size", [("cifar", 17), ("imagenet", 64)])
+def test_folding_bn_changes_the_network_by_rounding_only(stem, size, name):
+    sizes = {"in_channels": 1, "num_classes": 7, "num_cells": 5, "auxiliary": False}
+    network = make(GENOTYPES[name], stem=stem, **sizes).train()
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    x = images(size, 3, 1)
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    close(folded(x), plain_network(network, x, False)[0])
+    assert network.training and not folded.training
+    assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
 
 
 @pytest.mark.parametrize(
