@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = synthetic_dataset(0).train
     mean_std = channel_statistics(data)
-    loader = Loader(data, BATCH_SIZE, mean_std, torch.Generator().manual_seed(0), True, cutout=16)
+    loader = Loader(data, BATCH_SIZE, mean_std, (0,), True, cutout=16)
     pipeline = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),

@@ -1,8 +1,7 @@
 """Datasets in memory, and batched augmentation on the device.
 
 A dataset is one uint8 tensor (N, H, W, C) and its labels. A batch is an index and a few tensor
-operations: no worker processes, no image objects in the loop, the same code on CPU and GPU. All
-randomness comes from one generator, whose state a checkpoint can store.
+operations: no worker processes, no image objects in the loop, the same code on CPU and GPU.
 """
 
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from darts_min.batches import Batches
 from darts_min.folder import (
     IMAGENET_STATISTICS,
     FileLoader,
@@ -124,16 +124,17 @@ def make_loader(
     statistics: tuple[Tensor, Tensor],
     device: torch.device,
     image_size: int | None = None,
-    generator: torch.Generator | None = None,
+    key: tuple[int, ...] = (),
     augment: bool = False,
     cutout: int = 0,
     num_workers: int = 0,
     memory_format: torch.memory_format = torch.channels_last,
+    shard: tuple[int, int] = (0, 1),
 ) -> "Loader | FileLoader":
     """Make the loader for images in memory, which are moved to `device`, or for files."""
     if isinstance(data, Images):
         data = data.to(device)
-        return Loader(data, batch_size, statistics, generator, augment, 4, cutout, memory_format)
+        return Loader(data, batch_size, statistics, key, augment, 4, cutout, memory_format, shard)
     if augment and cutout:
         raise ValueError(f"cutout {cutout}: must be 0 for images that are not in memory")
     return FileLoader(
@@ -142,20 +143,22 @@ def make_loader(
         statistics,
         image_size,
         device,
-        generator,
+        key,
         augment,
         num_workers,
         memory_format,
+        shard,
     )
 
 
 class Loader:
     """Batches of normalised images (N, C, H, W) float32 and labels, made on the data's device.
 
-    For training (`augment`) the order is shuffled anew in each pass, incomplete batches are
+    For training (`augment`) the order is shuffled anew in each epoch, incomplete batches are
     dropped, and images are cropped from a frame of `padding` zero pixels, flipped, and lose a
-    square of side `cutout` (0: none); otherwise every image comes once, in order. `generator` lives
-    on the CPU. Raises ValueError where not a single batch can be filled.
+    square of side `cutout` (0: none), all by random numbers of `key`, a seed; otherwise every image
+    comes once, in order. `shard` is (rank, number of processes): each process gets batches of its
+    own. Raises ValueError where not a single batch can be filled.
     """
 
     def __init__(
@@ -163,19 +166,15 @@ class Loader:
         data: Images,
         batch_size: int,
         statistics: tuple[Tensor, Tensor],
-        generator: torch.Generator | None = None,
+        key: tuple[int, ...] = (),
         augment: bool = False,
         padding: int = 4,
         cutout: int = 0,
         memory_format: torch.memory_format = torch.channels_last,
+        shard: tuple[int, int] = (0, 1),
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch size {batch_size}: must be at least 1")
-        if augment and batch_size > len(data.labels):
-            raise ValueError(
-                f"batch size {batch_size} is larger than the {len(data.labels)} images it draws on"
-            )
-        self.data, self.batch_size, self.generator = data, batch_size, generator
+        self.batches = Batches(len(data.labels), batch_size, key, augment, shard)
+        self.data = data
         self.image_size = data.images.size(1)
         self.augment, self.padding, self.cutout = augment, padding, cutout
         self.memory_format = memory_format
@@ -184,30 +183,30 @@ class Loader:
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:
-        n = len(self.data.labels)
-        return n // self.batch_size if self.augment else -(-n // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n, device = len(self.data.labels), self.data.labels.device
-        if not self.augment:
-            for start in range(0, n, self.batch_size):
-                batch = slice(start, start + self.batch_size)
-                yield self.normalise(self.data.images[batch]), self.data.labels[batch]
-            return
-        order = torch.randperm(n, generator=self.generator).to(device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
-            yield self.augmented(index), self.data.labels[index]
+        return self.epoch(0)
+
+    def epoch(self, number: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the batches of an epoch, from `first_batch` on."""
+        device = self.data.labels.device
+        for index, generator in self.batches.epoch(number, first_batch):
+            index = index.to(device)
+            if self.augment:
+                yield self.augmented(index, generator), self.data.labels[index]
+            else:
+                yield self.normalise(self.data.images[index]), self.data.labels[index]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map (N, H, W, C) uint8 to (N, C, H, W) float32."""
         x = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=self.memory_format)
 
-    def augmented(self, index: Tensor) -> Tensor:
+    def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Crop, flip, normalise and cut out the images at `index`: (N, C, H, W) float32."""
         n, (h, w) = len(index), self.data.images.shape[1:3]
-        draw, device = {"generator": self.generator}, index.device
+        draw, device = {"generator": generator}, index.device
         top, left = (torch.randint(-self.padding, self.padding + 1, (n,), **draw) for _ in "yx")
         flip = torch.randint(2, (n,), **draw).bool()
         shifts = (t.to(device) for t in (top, left, flip))

@@ -1,9 +1,8 @@
 """Folders of images: their files, and batches of those that do not fit in memory.
 
 Worker processes read the files in each pass. The augmentation is that of the original code,
-train_imagenet.py. All randomness comes from one generator, as in data.py: at the start of a pass it
-gives the order and one seed for each image, so the batches do not depend on the number of workers,
-and a run may continue with another number.
+train_imagenet.py. As in data.py, what is random depends on the seed, the epoch and the batch alone:
+it does not depend on the number of workers, and a run may continue with another number.
 """
 
 import os
@@ -16,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from darts_min.batches import Batches
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 IMAGENET_STATISTICS = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -130,11 +131,11 @@ def fits_in_memory(num_images: int, image_size: int, device: torch.device) -> bo
 class FileLoader:
     """Batches of normalised images (N, 3, H, W) float32 and labels on `device`, read from files.
 
-    For training (`augment`) the order is shuffled anew in each pass, incomplete batches are
+    For training (`augment`) the order is shuffled anew in each epoch, incomplete batches are
     dropped, and images are cropped at random, flipped and changed in colour; otherwise every image
-    comes once, in order, its middle square of 7/8 of the shorter side. `generator` lives on the
-    CPU. `num_workers` processes read the files, 0: this one. Raises ValueError where not a single
-    batch can be filled, and during a pass on an image that cannot be read.
+    comes once, in order, its middle square of 7/8 of the shorter side. `key` and `shard` are those
+    of `data.Loader`. `num_workers` processes read the files, 0: this one. Raises ValueError where
+    not a single batch can be filled, and during an epoch on an image that cannot be read.
     """
 
     def __init__(
@@ -144,40 +145,33 @@ class FileLoader:
         statistics: tuple[Tensor, Tensor],
         image_size: int,
         device: torch.device,
-        generator: torch.Generator | None = None,
+        key: tuple[int, ...] = (),
         augment: bool = False,
         num_workers: int = 4,
         memory_format: torch.memory_format = torch.channels_last,
+        shard: tuple[int, int] = (0, 1),
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch size {batch_size}: must be at least 1")
-        if augment and batch_size > len(files.labels):
-            raise ValueError(
-                f"batch size {batch_size} is larger than the {len(files.labels)} images it draws on"
-            )
+        self.batches = Batches(len(files.labels), batch_size, key, augment, shard)
         if image_size < 8:
             raise ValueError(f"image size {image_size}: must be at least 8")
         self.reader, self.image_size = _Reader(files.paths, image_size, augment), image_size
-        self.labels, self.batch_size, self.device = files.labels, batch_size, device
-        self.generator, self.augment, self.num_workers = generator, augment, num_workers
+        self.labels, self.device, self.num_workers = files.labels, device, num_workers
         self.memory_format = memory_format
         mean, std = (s.to(device) for s in statistics)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __len__(self) -> int:
-        n = len(self.labels)
-        return n // self.batch_size if self.augment else -(-n // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(self.labels)
-        order, seeds = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-        if self.augment:
-            order = torch.randperm(n, generator=self.generator)
-            seeds = torch.randint(2**31, (n,), generator=self.generator)
-        requests = zip(order.split(self.batch_size), seeds.split(self.batch_size), strict=True)
-        requests = list(requests)[: len(self)]
-        # Workers live for one pass: forking them takes 0.1 s, none of them idles while the other
-        # loader is in use, and a pass that is broken off leaves nothing to the next.
+        return self.epoch(0)
+
+    def epoch(self, number: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the batches of an epoch, from `first_batch` on."""
+        requests = [
+            (index, torch.randint(2**31, index.shape, generator=generator))
+            for index, generator in self.batches.epoch(number, first_batch)
+        ]
         loader = DataLoader(
             self.reader,
             batch_size=None,  # the reader makes whole batches

@@ -85,7 +85,7 @@ def test_augmented_batches_equal_torchvision_on_the_same_draws(monkeypatch, cuto
     data, draws, holes = make(20, 12, 12), [], []
     spy_on(monkeypatch, crop_and_flip, draws)
     spy_on(monkeypatch, cutout_mask, holes)
-    loader = Loader(data, 10, STATISTICS, seeded(), augment=True, padding=4, cutout=cutout)
+    loader = Loader(data, 10, STATISTICS, (0,), augment=True, padding=4, cutout=cutout)
     for batch, (x, labels) in enumerate(loader):
         _, index, top, left, flip = draws[batch]
         assert torch.equal(labels, data.labels[index])
@@ -107,7 +107,7 @@ def test_draws_cover_all_shifts_both_flips_and_all_centres(monkeypatch):
     data, seen = make(2000), []
     for function in (crop_and_flip, cutout_mask):
         spy_on(monkeypatch, function, seen)
-    next(iter(Loader(data, 2000, STATISTICS, seeded(), augment=True, cutout=4)))
+    next(iter(Loader(data, 2000, STATISTICS, (0,), augment=True, cutout=4)))
     (_, _, top, left, flip), (cy, cx, *_) = seen
     for shift in (top, left):
         counts = torch.bincount(shift + 4, minlength=9)
@@ -199,10 +199,10 @@ def test_evaluation_gives_each_image_once_in_order(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10])
 def test_training_shuffles_anew_and_drops_the_incomplete_batch(batch_size):
-    loader = Loader(numbered(10), batch_size, STATISTICS, seeded(), augment=True)
+    loader = Loader(numbered(10), batch_size, STATISTICS, (0,), augment=True)
     orders = []
-    for _ in range(3):
-        batches = [labels for _, labels in loader]
+    for epoch in range(3):
+        batches = [labels for _, labels in loader.epoch(epoch)]
         assert len(batches) == len(loader) == 10 // batch_size
         assert all(len(labels) == batch_size for labels in batches)
         orders.append(tuple(torch.cat(batches).tolist()))
@@ -216,36 +216,56 @@ def same_batches(a, b):
 
 
 def test_the_seed_fixes_the_batches():
-    loaders = [
-        Loader(make(20), 5, STATISTICS, seeded(s), augment=True, cutout=4) for s in (0, 0, 1)
-    ]
+    loaders = [Loader(make(20), 5, STATISTICS, (s,), augment=True, cutout=4) for s in (0, 0, 1)]
     batches = [list(loader) for loader in loaders]
     assert same_batches(batches[0], batches[1])
     assert not same_batches(batches[0], batches[2])
 
 
-def test_a_restored_generator_state_repeats_the_pass():
-    generator = seeded()
-    loader = Loader(make(20), 5, STATISTICS, generator, augment=True, cutout=4)
-    first = list(loader)
-    state = generator.get_state()
-    second = list(loader)
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+def test_an_epoch_goes_on_from_any_batch(shard):
+    loader = Loader(make(40), 5, STATISTICS, (0,), augment=True, cutout=4, shard=shard)
+    first, second = list(loader.epoch(1)), list(loader.epoch(2))
     torch.manual_seed(99)
-    generator.set_state(state)
-    assert same_batches(list(loader), second) and not same_batches(first, second)
+    for done in range(len(second) + 1):
+        assert same_batches(loader.epoch(2, done), second[done:])
+    assert not same_batches(first, second)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_images_of_an_epoch(world_size, augment):
+    def labels(shard):
+        loader = Loader(numbered(31), 2, STATISTICS, (0,), augment, shard=shard)
+        batches = [target.tolist() for _, target in loader.epoch(3)]
+        assert len(batches) == len(loader)
+        return batches
+
+    whole = labels((0, 1))
+    parts = [labels((rank, world_size)) for rank in range(world_size)]
+    for k, batch in enumerate(whole):
+        if augment and k >= len(whole) // world_size * world_size:
+            continue  # so that all have equally many
+        assert parts[k % world_size][k // world_size] == batch
+    assert sum(map(len, parts)) == len(whole) - (len(whole) % world_size if augment else 0)
+
+
+def test_too_few_images_for_all_processes_are_named():
+    with pytest.raises(ValueError, match="batch size 4 of 3 processes is larger than the 10"):
+        Loader(make(10), 4, STATISTICS, (0,), augment=True, shard=(0, 3))
 
 
 def test_augmentation_leaves_the_dataset_and_the_global_generator_alone():
     data = make(20)
     images, state = data.images.clone(), torch.get_rng_state()
-    list(Loader(data, 5, STATISTICS, seeded(), augment=True, cutout=4))
+    list(Loader(data, 5, STATISTICS, (0,), augment=True, cutout=4))
     assert torch.equal(data.images, images) and torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("batch_size, augment", [(11, True), (0, True), (0, False), (-3, False)])
 def test_impossible_batch_sizes_are_named(batch_size, augment):
     with pytest.raises(ValueError, match=f"batch size {batch_size}"):
-        Loader(make(10), batch_size, STATISTICS, seeded(), augment)
+        Loader(make(10), batch_size, STATISTICS, (0,), augment)
 
 
 def test_synthetic_images_come_from_the_seed():

@@ -3,7 +3,6 @@
 import os
 import random
 from functools import partial
-from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +11,14 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from darts_min.batches import generator_of
 from darts_min.data import Dataset, balanced_subset
-from darts_min.folder import IMAGENET_STATISTICS, FileLoader, find_files, fits_in_memory
+from darts_min.folder import (
+    IMAGENET_STATISTICS,
+    FileLoader,
+    find_files,
+    fits_in_memory,
+)
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 CPU = torch.device("cpu")
@@ -49,9 +54,7 @@ def found(root):
 
 
 def train_loader(files, seed=0, num_workers=0, batch_size=2):
-    return FileLoader(
-        files, batch_size, IMAGENET_STATISTICS, 32, CPU, seeded(seed), True, num_workers
-    )
+    return FileLoader(files, batch_size, IMAGENET_STATISTICS, 32, CPU, (seed,), True, num_workers)
 
 
 def same_batches(a, b):
@@ -147,9 +150,10 @@ def test_training_images_are_those_of_the_original_code(files, num_workers):
             transforms.Normalize(MEAN, STD),
         ]
     )
-    generator = seeded(7)
-    order = torch.randperm(6, generator=generator).tolist()
-    seeds = torch.randint(2**31, (6,), generator=generator).tolist()
+    order = torch.randperm(6, generator=generator_of(7, 0, 0)).tolist()
+    seeds = []
+    for batch in range(3):
+        seeds += torch.randint(2**31, (2,), generator=generator_of(7, 0, 1 + batch, 0)).tolist()
     expected = []
     for index, seed in zip(order, seeds, strict=True):
         torch.manual_seed(seed)
@@ -164,8 +168,8 @@ def test_training_shuffles_anew_and_drops_the_incomplete_batch(files, batch_size
     numbered = files.train._replace(labels=torch.arange(6))
     loader = train_loader(numbered, batch_size=batch_size)
     orders = set()
-    for _ in range(3):
-        batches = [target for _, target in loader]
+    for epoch in range(3):
+        batches = [target for _, target in loader.epoch(epoch)]
         assert len(batches) == len(loader) == 6 // batch_size
         assert all(len(target) == batch_size for target in batches)
         orders.add(tuple(torch.cat(batches).tolist()))
@@ -176,11 +180,11 @@ def test_training_shuffles_anew_and_drops_the_incomplete_batch(files, batch_size
 def test_copies_of_one_image_are_augmented_differently_in_a_batch_and_in_each_pass(files):
     copies = files.train.take(torch.zeros(4, dtype=torch.int64))
     loader = train_loader(copies, batch_size=4)
-    images = torch.cat([next(iter(loader))[0] for _ in range(2)]).flatten(1)
+    images = torch.cat([next(loader.epoch(epoch))[0] for epoch in range(2)]).flatten(1)
     assert (torch.cdist(images, images) + 100 * torch.eye(8)).min() > 5
 
 
-def test_the_batches_come_from_the_generator_alone(files):
+def test_the_batches_come_from_the_seed_alone(files):
     """Neither the global generators nor the number of workers matter."""
     batches = []
     for seed, num_workers in ((0, 0), (0, 1), (0, 2), (1, 2)):
@@ -193,17 +197,25 @@ def test_the_batches_come_from_the_generator_alone(files):
 
 
 @workers
-def test_a_restored_generator_state_repeats_the_pass(files, num_workers):
+def test_an_epoch_goes_on_from_any_batch(files, num_workers):
     loader = train_loader(files.train, num_workers=num_workers)
-    first = list(loader)
-    state = loader.generator.get_state()
-    second = list(loader)
-    after = loader.generator.get_state()
-    loader.generator.set_state(state)
-    assert same_batches(islice(loader, 1), second[:1])  # a pass that is broken off ...
-    assert torch.equal(loader.generator.get_state(), after)  # ... takes as much as a whole one
-    loader.generator.set_state(state)
-    assert same_batches(list(loader), second) and not same_batches(first, second)
+    first, second = list(loader.epoch(1)), list(loader.epoch(2))
+    for done in range(4):
+        assert same_batches(loader.epoch(2, done), second[done:])
+    assert not same_batches(first, second)
+
+
+def test_processes_share_the_files_of_an_epoch(files):
+    seen = []
+    for rank in range(2):
+        loader = FileLoader(
+            files.test, 1, IMAGENET_STATISTICS, 32, CPU, num_workers=0, shard=(rank, 2)
+        )
+        seen.append([x for x, _ in loader])
+    loader = FileLoader(files.test, 1, IMAGENET_STATISTICS, 32, CPU, num_workers=0)
+    for k, (x, _) in enumerate(loader):
+        assert torch.equal(seen[k % 2][k // 2], x)
+    assert sum(map(len, seen)) == 6
 
 
 @workers
@@ -211,7 +223,7 @@ def test_a_restored_generator_state_repeats_the_pass(files, num_workers):
 def test_the_global_generators_are_left_alone(files, num_workers, augment):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     batches = iter(
-        FileLoader(files.train, 2, IMAGENET_STATISTICS, 32, CPU, seeded(), augment, num_workers)
+        FileLoader(files.train, 2, IMAGENET_STATISTICS, 32, CPU, (0,), augment, num_workers)
     )
     next(batches)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -228,7 +240,7 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, num_workers, augment):
     path.write_bytes(path.read_bytes()[:900])
     files = found(tmp_path).train
     with pytest.raises(ValueError) as error:
-        list(FileLoader(files, 2, IMAGENET_STATISTICS, 32, CPU, seeded(), augment, num_workers))
+        list(FileLoader(files, 2, IMAGENET_STATISTICS, 32, CPU, (0,), augment, num_workers))
     assert str(error.value).startswith(f"image {path} cannot be read: ")
     assert "\n" not in str(error.value)
 
@@ -292,7 +304,7 @@ def test_a_class_without_images_is_named(tmp_path):
 @pytest.mark.parametrize("batch_size, augment", [(7, True), (0, True), (0, False), (-3, False)])
 def test_impossible_batch_sizes_are_named(files, batch_size, augment):
     with pytest.raises(ValueError, match=f"batch size {batch_size}"):
-        FileLoader(files.train, batch_size, IMAGENET_STATISTICS, 32, CPU, seeded(), augment)
+        FileLoader(files.train, batch_size, IMAGENET_STATISTICS, 32, CPU, (0,), augment)
 
 
 def test_small_image_sizes_are_refused(files):
