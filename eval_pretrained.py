@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from darts_min.checkpoint import RunFolder, default_folder, versions
+from darts_min.checkpoint import RunFolder, free_folder, versions
 from darts_min.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.data import (
     DATASETS,
@@ -222,7 +222,7 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
     )
     image_size = loader.image_size
     limit = 2 if args.fast_dev_run else None
-    run = RunFolder(args.out_dir or default_folder("runs/eval"))
+    run = RunFolder(args.out_dir or free_folder("runs/eval"))
 
     folded = fold_batch_norm(network).to(device, memory_format=memory_format)
     started = time.perf_counter()

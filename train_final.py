@@ -15,18 +15,17 @@ import itertools
 import math
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from darts_min.checkpoint import (
-    RunFolder,
     check_same_arguments,
-    default_folder,
     newest_folder,
+    open_run,
     random_state,
     set_random_state,
     versions,
@@ -43,8 +42,10 @@ from darts_min.data import (
 from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
+from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
+from darts_min.schedules import SCHEDULES, change_epochs, learning_rate_factor
 from darts_min.weights import load_network, save_network
 
 DEMO = {
@@ -104,7 +105,6 @@ RECIPES = {
         "drop_path_prob": 0.0,
     },
 }
-SCHEDULES = ("cosine", "one-cycle", "exponential")
 # With --init-from: steps of a fifth of the recipe's; the sizes are the file's.
 FINE_TUNE_LR = 1 / 5
 SIZES = ("init_channels", "num_cells", "stem")
@@ -125,6 +125,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--recipe", choices=RECIPES, default="darts", help="defaults")
     run.add_argument("--out-dir", help="run folder (default: runs/final, or the next free number)")
     run.add_argument("--resume", action="store_true", help="continue --out-dir, or the newest run")
+    run.add_argument("--checkpoint-minutes", type=float, default=10, help="also inside epochs")
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
@@ -160,6 +161,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
     opt.add_argument("--w-weight-decay", type=float, default=3e-4)
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
+    opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
     opt.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args(argv)
     parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
@@ -196,9 +198,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, args):
-    """Train for one epoch; return the mean loss (without the auxiliary) and the accuracy."""
-    loss_sum = correct = count = 0
+def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, guard, totals, args):
+    """Train on `batches`; add loss (without the auxiliary), correct answers, images to `totals`."""
     for x, target in batches:
         with autocast():
             output = network(x)
@@ -211,16 +212,15 @@ def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, args):
         optimizer.zero_grad()
         scaler.scale(objective).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), args.w_grad_clip or float("inf"))
-        scaler.step(optimizer)
-        scaler.update()
-        if args.w_schedule == "one-cycle":
-            scheduler.step()
-
-        loss_sum += loss.detach() * len(target)
-        correct += (logits.detach().argmax(1) == target).sum()
-        count += len(target)
-    return float(loss_sum) / count, float(correct) / count
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), args.w_grad_clip or math.inf)
+        total = objective if scaler.is_enabled() else objective + norm
+        if not guard.rejects(total.detach(), network.named_parameters()):
+            scaler.step(optimizer)
+            scaler.update()
+            correct = (logits.detach().argmax(1) == target).sum()
+            count = correct.new_tensor(len(target))
+            totals += torch.stack([loss.detach() * len(target), correct, count])
+        scheduler.step()
 
 
 def initialise(network: Network, base: Network, classes: list[str]) -> str:
@@ -250,7 +250,6 @@ def main(argv: list[str] | None = None) -> dict:
         for name in SIZES:
             setattr(args, name, base.config[name])
 
-    generator = torch.Generator().manual_seed(args.seed)
     image_size = args.image_size or details.get("image_size")
     dataset = load_dataset(
         args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
@@ -262,7 +261,7 @@ def main(argv: list[str] | None = None) -> dict:
             f"{args.dataset} has {train.channels}"
         )
     if args.subset is not None:
-        train = balanced_subset(train, args.subset, generator)
+        train = balanced_subset(train, args.subset, torch.Generator().manual_seed(args.seed))
     if "mean" in details:
         statistics = torch.tensor(details["mean"]), torch.tensor(details["std"])
     else:
@@ -274,7 +273,7 @@ def main(argv: list[str] | None = None) -> dict:
             statistics,
             device,
             image_size,
-            generator,
+            (args.seed,),
             augment=part is train,
             cutout=args.cutout,
             num_workers=args.num_workers,
@@ -309,17 +308,15 @@ def main(argv: list[str] | None = None) -> dict:
         )
     else:
         optimizer = torch.optim.Adam(trained, args.w_lr, weight_decay=args.w_weight_decay)
-    if args.w_schedule == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, args.epochs, eta_min=args.w_lr_min
-        )
-    elif args.w_schedule == "exponential":
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, args.w_lr_decay)
-    else:  # arXiv 1708.07120; steps after every batch
-        steps = args.epochs * (limit or len(train_loader))
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, args.w_lr, steps, pct_start=0.2, cycle_momentum=False
-        )
+    steps_per_epoch = min(limit or math.inf, len(train_loader))
+    factor = learning_rate_factor(
+        args.w_schedule,
+        args.epochs,
+        steps_per_epoch,
+        last=args.w_lr_min / args.w_lr if args.w_lr else 0.0,
+        decay=args.w_lr_decay,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     stateful = {
         "network": network,
@@ -328,40 +325,8 @@ def main(argv: list[str] | None = None) -> dict:
         "scaler": scaler,
     }
 
-    default = "runs/demo-final" if args.demo else "runs/final"
-    run = RunFolder(args.out_dir or default_folder(default, args.resume), args.resume)
-    first_epoch, history = 0, []
-    if args.resume:
-        state = run.load_checkpoint(device)
-        check_same_arguments(vars(args), state["args"], {"out_dir", "resume", "device", "data_dir"})
-        for name, item in stateful.items():
-            item.load_state_dict(state[name])
-        generator.set_state(state["generator"].cpu())
-        set_random_state(state["random_state"])
-        first_epoch, history = state["epoch"] + 1, state["history"]
-        started -= state["seconds"]
-        run.log(f"resumed after epoch {state['epoch'] + 1}")
-
     parameters = count_parameters(network) / 1e6
     multiply_adds = count_multiply_adds(network, image_size) / 1e6
-    run.log(
-        f"training on {args.dataset}: {len(train.labels)} images, {num_classes} classes; network "
-        f"with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on {device}; "
-        f"run folder {run.path}"
-    )
-    if base is not None:
-        run.log(f"from {args.init_from}: {initialised}")
-    run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
-    writer = SummaryWriter(str(run.path), purge_step=first_epoch + 1)
-    rows = [f"| {key} | {value} |" for key, value in vars(args).items()]
-    writer.add_text("arguments", "\n".join(["| argument | value |", "|---|---|", *rows]))
-    writer.add_text("genotype", f"`{format_genotype(genotype, 'quark0')}`")
-    for kind in ("normal", "reduce"):
-        picture = draw_cell(genotype, kind)
-        picture.save(run / f"cell_{kind}.png")
-        writer.add_image(f"cell_{kind}", np.asarray(picture), dataformats="HWC")
-
-    steps = (args.epochs - first_epoch) * ((limit or len(train_loader)) + len(test_loader) / 3)
     details = {
         "classes": dataset.classes,
         "mean": statistics[0].tolist(),
@@ -369,81 +334,160 @@ def main(argv: list[str] | None = None) -> dict:
         "image_size": image_size,
         "dataset": args.dataset,
     }
-    for epoch in range(first_epoch, args.epochs):
-        epoch_started = time.time()
-        lr = optimizer.param_groups[0]["lr"]
-        network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
-        batches = itertools.islice(train_loader, limit)
-        if epoch == first_epoch:  # an image of test costs a forward pass, about a third of a step
-            batches = forecast(batches, steps, run.log)
-        batches = tqdm(batches, total=limit or len(train_loader), leave=False, disable=None)
-        train_loss, train_accuracy = train_epoch(
-            network, batches, optimizer, scheduler, scaler, autocast, args
-        )
-        if args.w_schedule != "one-cycle":
-            scheduler.step()
-        tested = evaluate(network, itertools.islice(test_loader, limit), num_classes, autocast)
-        record = {
-            "epoch": epoch + 1,
-            "lr": lr,
-            "drop_path_prob": network.drop_path_prob,
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "test_loss": tested.loss,
-            "test_accuracy": tested.accuracy,
-            "seconds": time.time() - epoch_started,
-        }
-        history.append(record)
-        run.log(
-            f"epoch {epoch + 1:3d}/{args.epochs}  lr {lr:.4f}  "
-            f"train: loss {train_loss:.3f}, accuracy {100 * train_accuracy:.2f} %  "
-            f"test: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
-            f"{record['seconds']:.0f} s"
-        )
-        for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
-            part, quantity = key.split("_")
-            writer.add_scalar(f"{quantity}/{part}", record[key], epoch + 1)
-        writer.add_scalar("learning rate/w", lr, epoch + 1)
-        writer.add_scalar("drop path probability", network.drop_path_prob, epoch + 1)
-        writer.flush()
-        save_network(network, run / "network.pt", details | {"test_accuracy": tested.accuracy})
+    guard = FiniteGuard(args.on_nonfinite == "skip")
+    progress = {"epoch": 0, "step": 0, "lr": args.w_lr, "skipped": 0}
+    history, totals = [], torch.zeros(3, device=device)
+
+    def save(step: int) -> None:
+        progress["step"], progress["skipped"] = step, guard.skipped
         run.save_checkpoint(
             {name: item.state_dict() for name, item in stateful.items()}
             | {
-                "epoch": epoch,
+                "progress": progress,
+                "totals": totals,
                 "history": history,
                 "args": vars(args),
-                "generator": generator.get_state(),
                 "random_state": random_state(),
                 "seconds": time.time() - started,
             }
         )
-    writer.close()
 
-    result = {
-        "test_accuracy": history[-1]["test_accuracy"],
-        "best_test_accuracy_optimistic": max(record["test_accuracy"] for record in history),
-        "parameters_M": parameters,
-        "multiply_adds_M": multiply_adds,
-        "genotype": format_genotype(genotype, "quark0"),
-        "seconds": time.time() - started,
-        "device": str(device),
-        "versions": versions(),
-        "args": vars(args),
-        "history": history,
-        "out_dir": str(run.path),
-    }
-    run.save_json("result.json", result)
-    run.log(
-        f"test accuracy at the last epoch: {100 * result['test_accuracy']:.2f} % (the best epoch, "
-        f"chosen on the test images, so optimistic: "
-        f"{100 * result['best_test_accuracy_optimistic']:.2f} %)"
-    )
-    run.log(f"network: {run / 'network.pt'}")
-    data = f"--dataset {args.dataset} --data-dir {args.data_dir}"
-    data += f" --seed {args.seed}" if args.dataset == "synthetic" else ""
-    run.log(f"next: python eval_pretrained.py {data} --weights {run / 'network.pt'}")
+    default = "runs/demo-final" if args.demo else "runs/final"
+    flags = sys.argv[1:] if argv is None else argv
+    with open_run("train_final.py", flags, default, vars(args)) as run:
+        if args.resume:
+            state = run.load_checkpoint(device)
+            check_same_arguments(vars(args), state["args"])
+            for name, item in stateful.items():
+                item.load_state_dict(state[name])
+            set_random_state(state["random_state"])
+            history, progress = state["history"], state["progress"]
+            totals.copy_(state["totals"])
+            guard.skipped = progress["skipped"]
+            started -= state["seconds"]
+            run.log(f"resumed in epoch {progress['epoch'] + 1}, after step {progress['step']}")
+            if args.epochs != state["args"]["epochs"]:
+                run.log(change_epochs(scheduler, state["args"]["epochs"], args.epochs, progress))
+        first_epoch = progress["epoch"]
+        run.log(
+            f"training on {args.dataset}: {len(train.labels)} images, {num_classes} classes; "
+            f"network with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on "
+            f"{device}; run folder {run.path}"
+        )
+        if base is not None:
+            run.log(f"from {args.init_from}: {initialised}")
+        run.save_json("args.json", vars(args))
+        run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
+        pictures = {f"cell_{kind}": draw_cell(genotype, kind) for kind in ("normal", "reduce")}
+        for name, picture in pictures.items():
+            run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
+        run.report(
+            partial(report_start, args=args, genotype=genotype, pictures=pictures), first_epoch
+        )
+
+        # An image of test costs a forward pass, about a third of a step.
+        steps = (args.epochs - first_epoch) * (steps_per_epoch + len(test_loader) / 3)
+        for epoch in range(first_epoch, args.epochs):
+            epoch_started = time.time()
+            step = progress["step"]
+            if step == 0:
+                progress["lr"] = optimizer.param_groups[0]["lr"]
+                totals.zero_()
+            network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+            batches = itertools.islice(train_loader.epoch(epoch, step), steps_per_epoch - step)
+            if epoch == first_epoch:
+                batches = forecast(batches, steps, run.log)
+            batches = run.between_steps(batches, save, step)
+            batches = tqdm(batches, total=steps_per_epoch, initial=step, leave=False, disable=None)
+            try:
+                train_epoch(
+                    network, batches, optimizer, scheduler, scaler, autocast, guard, totals, args
+                )
+            except FloatingPointError as error:
+                lr = optimizer.param_groups[0]["lr"]
+                place = f"epoch {epoch + 1}, step {run.step + 1}, lr {lr:.4g}"
+                raise FloatingPointError(f"{place}: {error}") from None
+            batches = itertools.islice(test_loader, limit)
+            batches = run.between_steps(batches, lambda _: save(steps_per_epoch))
+            tested = evaluate(network, batches, num_classes, autocast)
+
+            loss_sum, correct, count = totals.tolist()
+            record = {
+                "epoch": epoch + 1,
+                "lr": progress["lr"],
+                "drop_path_prob": network.drop_path_prob,
+                "train_loss": loss_sum / max(1, count),
+                "train_accuracy": correct / max(1, count),
+                "test_loss": tested.loss,
+                "test_accuracy": tested.accuracy,
+                "skipped_batches": guard.skipped,
+                "seconds": time.time() - epoch_started,
+            }
+            history.append(record)
+            run.log(
+                f"epoch {epoch + 1:3d}/{args.epochs}  lr {record['lr']:.4f}  "
+                f"train: loss {record['train_loss']:.3f}, "
+                f"accuracy {100 * record['train_accuracy']:.2f} %  "
+                f"test: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
+                f"{record['seconds']:.0f} s"
+                + (f"  {guard.skipped} batches skipped" if guard.skipped else "")
+            )
+            run.report(partial(report_epoch, record=record))
+            run.attempt(
+                "network.pt",
+                lambda: save_network(
+                    network,
+                    run / "network.pt",
+                    details | {"test_accuracy": history[-1]["test_accuracy"]},
+                ),
+            )
+            progress["epoch"] = epoch + 1
+            save(0)
+            run.stop_if_asked()
+
+        result = {
+            "test_accuracy": history[-1]["test_accuracy"],
+            "best_test_accuracy_optimistic": max(record["test_accuracy"] for record in history),
+            "parameters_M": parameters,
+            "multiply_adds_M": multiply_adds,
+            "genotype": format_genotype(genotype, "quark0"),
+            "seconds": time.time() - started,
+            "device": str(device),
+            "versions": versions(),
+            "args": vars(args),
+            "history": history,
+            "out_dir": str(run.path),
+        }
+        run.save_json("result.json", result)
+        run.log(
+            f"test accuracy at the last epoch: {100 * result['test_accuracy']:.2f} % (the best "
+            f"epoch, chosen on the test images, so optimistic: "
+            f"{100 * result['best_test_accuracy_optimistic']:.2f} %)"
+        )
+        run.log(f"network: {run / 'network.pt'}")
+        data = f"--dataset {args.dataset} --data-dir {args.data_dir}"
+        data += f" --seed {args.seed}" if args.dataset == "synthetic" else ""
+        run.log(f"next: python eval_pretrained.py {data} --weights {run / 'network.pt'}")
+        run.check_written()
     return result
+
+
+def report_start(writer, args, genotype, pictures) -> None:
+    """Write arguments, genotype and pictures to TensorBoard."""
+    rows = [f"| {key} | {value} |" for key, value in vars(args).items()]
+    writer.add_text("arguments", "\n".join(["| argument | value |", "|---|---|", *rows]))
+    writer.add_text("genotype", f"`{format_genotype(genotype, 'quark0')}`")
+    for name, picture in pictures.items():
+        writer.add_image(name, np.asarray(picture), dataformats="HWC")
+
+
+def report_epoch(writer, record) -> None:
+    """Write an epoch's figures to TensorBoard."""
+    for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+        part, quantity = key.split("_")
+        writer.add_scalar(f"{quantity}/{part}", record[key], record["epoch"])
+    writer.add_scalar("learning rate/w", record["lr"], record["epoch"])
+    writer.add_scalar("drop path probability", record["drop_path_prob"], record["epoch"])
 
 
 if __name__ == "__main__":
@@ -452,3 +496,5 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"train_final.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        sys.exit(f"train_final.py: error: {error}")

@@ -10,20 +10,20 @@ training; 1.5 (order 1) or 4 (order 2) GPU days on a GTX 1080 Ti. README has wha
 
 import argparse
 import itertools
+import math
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from darts_min.architect import architecture_gradient
 from darts_min.checkpoint import (
-    RunFolder,
     check_same_arguments,
-    default_folder,
+    open_run,
     random_state,
     set_random_state,
     versions,
@@ -40,7 +40,9 @@ from darts_min.data import (
 from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
+from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype
+from darts_min.schedules import change_epochs, learning_rate_factor
 from darts_min.supernet import Supernet
 
 DEMO = {
@@ -80,6 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--recipe", choices=("darts", "plain"), default="darts", help="defaults")
     run.add_argument("--out-dir", help="run folder (default: runs/search, or the next free number)")
     run.add_argument("--resume", action="store_true", help="continue --out-dir, or the newest run")
+    run.add_argument("--checkpoint-minutes", type=float, default=10, help="also inside epochs")
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
@@ -107,6 +110,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
     opt.add_argument("--w-weight-decay", type=float, default=3e-4)
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
+    opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
     opt.add_argument("--alpha-lr", type=float, default=3e-4, help="Adam, betas 0.5, 0.999")
     opt.add_argument("--alpha-weight-decay", type=float, default=1e-3)
     args = parser.parse_args(argv)
@@ -123,11 +127,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def train_epoch(model, batches, optimizers, scalers, autocast, xi, w_grad_clip, search):
-    """Train for one epoch by Alg. 1; return the mean loss and the accuracy on the w half."""
+def train_epoch(
+    model, batches, optimizers, scheduler, scalers, autocast, guard, totals, xi, w_grad_clip, search
+):
+    """Train on `batches` by Alg. 1; add loss, correct answers and images of w's to `totals`."""
     w_optimizer, alpha_optimizer = optimizers
     w_scaler, alpha_scaler = scalers
-    loss_sum = correct = count = 0
 
     def scaled_loss(logits, target):
         return alpha_scaler.scale(F.cross_entropy(logits, target))
@@ -141,8 +146,11 @@ def train_epoch(model, batches, optimizers, scalers, autocast, xi, w_grad_clip, 
                 )
             for alpha, grad in zip(model.alphas(), alpha_grads, strict=True):
                 alpha.grad = grad
-            alpha_scaler.step(alpha_optimizer)
-            alpha_scaler.update()
+            norm = torch.stack(alpha_grads).norm()
+            named = zip(("alphas_normal", "alphas_reduce"), alpha_grads, strict=True)
+            if alpha_scaler.is_enabled() or not guard.rejects(norm, named):
+                alpha_scaler.step(alpha_optimizer)
+                alpha_scaler.update()
 
         # Alg. 1, line 2: update w by descending grad_w L_train(w, alpha).
         x, target = train_batch
@@ -152,14 +160,15 @@ def train_epoch(model, batches, optimizers, scalers, autocast, xi, w_grad_clip, 
         w_optimizer.zero_grad()
         w_scaler.scale(loss).backward()
         w_scaler.unscale_(w_optimizer)
-        torch.nn.utils.clip_grad_norm_(model.weights(), w_grad_clip or float("inf"))
-        w_scaler.step(w_optimizer)
-        w_scaler.update()
-
-        loss_sum += loss.detach() * len(target)
-        correct += (logits.detach().argmax(1) == target).sum()
-        count += len(target)
-    return float(loss_sum) / count, float(correct) / count
+        norm = torch.nn.utils.clip_grad_norm_(model.weights(), w_grad_clip or float("inf"))
+        total = loss if w_scaler.is_enabled() else loss + norm
+        if not guard.rejects(total.detach(), model.named_parameters()):
+            w_scaler.step(w_optimizer)
+            w_scaler.update()
+            correct = (logits.detach().argmax(1) == target).sum()
+            count = correct.new_tensor(len(target))
+            totals += torch.stack([loss.detach() * len(target), correct, count])
+        scheduler.step()
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -179,8 +188,8 @@ def main(argv: list[str] | None = None) -> dict:
     statistics = channel_statistics(train)
     w_half, alpha_half = (half.to(device) for half in split_half(train, generator))
     w_loader, alpha_loader = (
-        Loader(half, args.batch_size, statistics, generator, True, memory_format=memory_format)
-        for half in (w_half, alpha_half)
+        Loader(half, args.batch_size, statistics, key, True, memory_format=memory_format)
+        for half, key in ((w_half, (args.seed, 0)), (alpha_half, (args.seed, 1)))
     )
     eval_loader = Loader(alpha_half, args.batch_size, statistics, memory_format=memory_format)
 
@@ -208,9 +217,10 @@ def main(argv: list[str] | None = None) -> dict:
     alpha_optimizer = torch.optim.Adam(
         model.alphas(), args.alpha_lr, betas=(0.5, 0.999), weight_decay=args.alpha_weight_decay
     )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-        w_optimizer, args.epochs, eta_min=args.w_lr_min
-    )
+    steps_per_epoch = min(limit or math.inf, len(w_loader))
+    last = args.w_lr_min / args.w_lr if args.w_lr else 0.0
+    factor = learning_rate_factor("cosine", args.epochs, steps_per_epoch, last)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(w_optimizer, factor)
     w_scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     # The second order computes in float32 whatever --amp says.
     alpha_scaler = torch.amp.GradScaler(device.type, enabled=is_fp16 and args.order == 1)
@@ -223,104 +233,146 @@ def main(argv: list[str] | None = None) -> dict:
         "alpha_scaler": alpha_scaler,
     }
 
-    default = "runs/demo-search" if args.demo else "runs/search"
-    run = RunFolder(args.out_dir or default_folder(default, args.resume), args.resume)
-    first_epoch, history = 0, []
-    if args.resume:
-        state = run.load_checkpoint(device)
-        check_same_arguments(vars(args), state["args"], {"out_dir", "resume", "device", "data_dir"})
-        for name, item in stateful.items():
-            item.load_state_dict(state[name])
-        generator.set_state(state["generator"].cpu())
-        set_random_state(state["random_state"])
-        first_epoch, history = state["epoch"] + 1, state["history"]
-        started -= state["seconds"]
-        run.log(f"resumed after epoch {state['epoch'] + 1}")
+    guard = FiniteGuard(args.on_nonfinite == "skip")
+    progress = {"epoch": 0, "step": 0, "lr": args.w_lr, "skipped": 0}
+    history, totals = [], torch.zeros(3, device=device)
 
-    run.log(
-        f"search on {args.dataset}: {len(w_half.labels)} images for w, {len(alpha_half.labels)} "
-        f"for alpha, {num_classes} classes; supernet with {count_parameters(model) / 1e6:.3f} M "
-        f"parameters, {count_multiply_adds(model, train.images.size(1)) / 1e6:.1f} M multiply-adds "
-        f"on {device}; run folder {run.path}"
-    )
-    writer = SummaryWriter(str(run.path), purge_step=first_epoch + 1)
-    writer.add_text("arguments", table(vars(args)))
-    genotype = model.genotype()
-    # Evaluation is a forward pass, about a third of a training pass; an epoch has two of those.
-    steps = (args.epochs - first_epoch) * (limit or len(w_loader)) * (1 + 1 / 6)
-    for epoch in range(first_epoch, args.epochs):
-        epoch_started = time.time()
-        lr = w_optimizer.param_groups[0]["lr"]
-        # The alpha half is never the smaller one, so that it lasts for the epoch.
-        batches = itertools.islice(zip(w_loader, alpha_loader, strict=False), limit)
-        if epoch == first_epoch:
-            batches = forecast(batches, steps, run.log)
-        batches = tqdm(batches, total=limit or len(w_loader), leave=False, disable=None)
-        train_loss, train_accuracy = train_epoch(
-            model,
-            batches,
-            (w_optimizer, alpha_optimizer),
-            (w_scaler, alpha_scaler),
-            autocast,
-            xi=lr if args.order == 2 else 0.0,
-            w_grad_clip=args.w_grad_clip,
-            search=epoch >= args.alpha_warmup_epochs,
-        )
-        scheduler.step()
-        val = evaluate(model, itertools.islice(eval_loader, limit), num_classes, autocast)
-
-        previous, genotype = genotype, model.genotype()
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "arch_loss": val.loss,
-                "arch_accuracy": val.accuracy,
-                "seconds": time.time() - epoch_started,
-                "genotype": format_genotype(genotype, "quark0"),
-            }
-        )
-        run.log(
-            f"epoch {epoch + 1:3d}/{args.epochs}  lr {lr:.4f}  "
-            f"w half: loss {train_loss:.3f}, accuracy {100 * train_accuracy:.2f} %  "
-            f"alpha half: loss {val.loss:.3f}, accuracy {100 * val.accuracy:.2f} %  "
-            f"{history[-1]['seconds']:.0f} s  "
-            f"genotype {'unchanged' if genotype == previous else 'changed'}"
-        )
-        report(writer, run, model, genotype, history[-1])
+    def save(step: int) -> None:
+        progress["step"], progress["skipped"] = step, guard.skipped
         run.save_checkpoint(
             {name: item.state_dict() for name, item in stateful.items()}
             | {
-                "epoch": epoch,
+                "progress": progress,
+                "totals": totals,
                 "history": history,
                 "args": vars(args),
-                "generator": generator.get_state(),
                 "random_state": random_state(),
                 "seconds": time.time() - started,
             }
         )
-    writer.close()
 
-    result = {
-        "arch_accuracy": history[-1]["arch_accuracy"],
-        "genotype": format_genotype(genotype, "quark0"),
-        "seconds": time.time() - started,
-        "device": str(device),
-        "versions": versions(),
-        "args": vars(args),
-        "history": history,
-        "out_dir": str(run.path),
-    }
-    run.save_json("result.json", result)
-    data = "--demo" if args.demo else f"--dataset {args.dataset} --data-dir {args.data_dir}"
-    if args.image_size and not args.demo:
-        data += f" --image-size {args.image_size}"
-    run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
-    run.log(f"genotype: {result['genotype']}")
-    run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
-    run.log(f"next: python train_final.py {data} --genotype {run.path}")
+    default = "runs/demo-search" if args.demo else "runs/search"
+    flags = sys.argv[1:] if argv is None else argv
+    with open_run("train_search.py", flags, default, vars(args)) as run:
+        if args.resume:
+            state = run.load_checkpoint(device)
+            check_same_arguments(vars(args), state["args"])
+            for name, item in stateful.items():
+                item.load_state_dict(state[name])
+            set_random_state(state["random_state"])
+            history, progress = state["history"], state["progress"]
+            totals.copy_(state["totals"])
+            guard.skipped = progress["skipped"]
+            started -= state["seconds"]
+            run.log(f"resumed in epoch {progress['epoch'] + 1}, after step {progress['step']}")
+            if args.epochs != state["args"]["epochs"]:
+                run.log(change_epochs(scheduler, state["args"]["epochs"], args.epochs, progress))
+        first_epoch = progress["epoch"]
+        run.log(
+            f"search on {args.dataset}: {len(w_half.labels)} images for w, "
+            f"{len(alpha_half.labels)} for alpha, {num_classes} classes; supernet with "
+            f"{count_parameters(model) / 1e6:.3f} M parameters, "
+            f"{count_multiply_adds(model, w_loader.image_size) / 1e6:.1f} M multiply-adds on "
+            f"{device}; run folder {run.path}"
+        )
+        run.save_json("args.json", vars(args))
+        run.report(lambda writer: writer.add_text("arguments", table(vars(args))), first_epoch)
+        genotype = model.genotype()
+        # Evaluation is a forward pass, about a third of a training pass; a step has two of those.
+        steps = (args.epochs - first_epoch) * steps_per_epoch * (1 + 1 / 6)
+        for epoch in range(first_epoch, args.epochs):
+            epoch_started = time.time()
+            step = progress["step"]
+            if step == 0:
+                progress["lr"] = w_optimizer.param_groups[0]["lr"]
+                totals.zero_()
+            # The alpha half is never the smaller one, so that it lasts for the epoch.
+            batches = zip(
+                w_loader.epoch(epoch, step), alpha_loader.epoch(epoch, step), strict=False
+            )
+            batches = itertools.islice(batches, steps_per_epoch - step)
+            if epoch == first_epoch:
+                batches = forecast(batches, steps, run.log)
+            batches = run.between_steps(batches, save, step)
+            batches = tqdm(batches, total=steps_per_epoch, initial=step, leave=False, disable=None)
+            try:
+                train_epoch(
+                    model,
+                    batches,
+                    (w_optimizer, alpha_optimizer),
+                    scheduler,
+                    (w_scaler, alpha_scaler),
+                    autocast,
+                    guard,
+                    totals,
+                    xi=progress["lr"] if args.order == 2 else 0.0,
+                    w_grad_clip=args.w_grad_clip,
+                    search=epoch >= args.alpha_warmup_epochs,
+                )
+            except FloatingPointError as error:
+                place = f"epoch {epoch + 1}, step {run.step + 1}, lr {progress['lr']:.4g}"
+                raise FloatingPointError(f"{place}: {error}") from None
+            batches = itertools.islice(eval_loader, limit)
+            batches = run.between_steps(batches, lambda _: save(steps_per_epoch))
+            val = evaluate(model, batches, num_classes, autocast)
+
+            loss_sum, correct, count = totals.tolist()
+            previous, genotype = genotype, model.genotype()
+            record = {
+                "epoch": epoch + 1,
+                "lr": progress["lr"],
+                "train_loss": loss_sum / max(1, count),
+                "train_accuracy": correct / max(1, count),
+                "arch_loss": val.loss,
+                "arch_accuracy": val.accuracy,
+                "skipped_batches": guard.skipped,
+                "seconds": time.time() - epoch_started,
+                "genotype": format_genotype(genotype, "quark0"),
+            }
+            history.append(record)
+            run.log(
+                f"epoch {epoch + 1:3d}/{args.epochs}  lr {record['lr']:.4f}  "
+                f"w half: loss {record['train_loss']:.3f}, "
+                f"accuracy {100 * record['train_accuracy']:.2f} %  "
+                f"alpha half: loss {val.loss:.3f}, accuracy {100 * val.accuracy:.2f} %  "
+                f"{record['seconds']:.0f} s  "
+                f"genotype {'unchanged' if genotype == previous else 'changed'}"
+                + (f"  {guard.skipped} batches skipped" if guard.skipped else "")
+            )
+            pictures = {}
+            for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
+                mix = model.mixture(alphas.detach()).tolist()
+                pictures[f"cell_{kind}"] = draw_cell(genotype, kind)
+                pictures[f"alphas_{kind}"] = draw_alphas(
+                    mix, model.primitives, f"softmax, {kind} cell"
+                )
+            for name, picture in pictures.items():
+                run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
+            run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
+            run.report(partial(report, model=model, record=record, pictures=pictures))
+            progress["epoch"] = epoch + 1
+            save(0)
+            run.stop_if_asked()
+
+        result = {
+            "arch_accuracy": history[-1]["arch_accuracy"],
+            "genotype": format_genotype(genotype, "quark0"),
+            "seconds": time.time() - started,
+            "device": str(device),
+            "versions": versions(),
+            "args": vars(args),
+            "history": history,
+            "out_dir": str(run.path),
+        }
+        run.save_json("result.json", result)
+        data = "--demo" if args.demo else f"--dataset {args.dataset} --data-dir {args.data_dir}"
+        if args.image_size and not args.demo:
+            data += f" --image-size {args.image_size}"
+        run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
+        run.log(f"genotype: {result['genotype']}")
+        run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
+        run.log(f"next: python train_final.py {data} --genotype {run.path}")
+        run.check_written()
     return result
 
 
@@ -330,15 +382,15 @@ def table(values: dict) -> str:
     return "\n".join(["| argument | value |", "|---|---|", *rows])
 
 
-def report(writer, run, model, genotype, record) -> None:
-    """Write an epoch to TensorBoard, and the genotype and pictures to the run folder."""
+def report(writer, model, record, pictures) -> None:
+    """Write an epoch to TensorBoard."""
     epoch = record["epoch"]
     for key in ("train_loss", "arch_loss", "train_accuracy", "arch_accuracy"):
         part, quantity = key.split("_")
         writer.add_scalar(f"{quantity}/{part}", record[key], epoch)
     writer.add_scalar("learning rate/w", record["lr"], epoch)
     writer.add_text("genotype", f"`{record['genotype']}`", epoch)
-    run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
+    genotype = model.genotype()
     cells = {"normal": genotype.normal, "reduce": genotype.reduce}
     for (kind, cell), alphas in zip(cells.items(), model.alphas(), strict=True):
         mix = model.mixture(alphas.detach())
@@ -350,14 +402,8 @@ def report(writer, run, model, genotype, record) -> None:
         for (node, j), row in zip(edges, mix.tolist(), strict=True):
             for op, weight in zip(model.primitives, row, strict=True):
                 writer.add_scalar(f"mix {kind}, state {2 + node} from {j}/{op}", weight, epoch)
-        pictures = {
-            f"cell_{kind}": draw_cell(genotype, kind),
-            f"alphas_{kind}": draw_alphas(mix.tolist(), model.primitives, f"softmax, {kind} cell"),
-        }
-        for name, picture in pictures.items():
-            picture.save(run / f"{name}.png")
-            writer.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
-    writer.flush()
+    for name, picture in pictures.items():
+        writer.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
 
 
 if __name__ == "__main__":
@@ -366,3 +412,5 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"train_search.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        sys.exit(f"train_search.py: error: {error}")

@@ -1,31 +1,60 @@
 """Run folders, atomic files, and checkpoints that a run continues from."""
 
+import io
 import json
 import os
 import random
 import re
+import shlex
+import signal
 import sys
+import time
 import warnings
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from darts_min import __version__
+
+try:
+    import fcntl
+except ImportError:  # Windows: run folders are not locked there
+    fcntl = None
+
+CHECKPOINTS = ("last.pt", "previous.pt")
+# Arguments that a resumed run may change: they do not change its result, or are meant to.
+FREE = {"out_dir", "resume", "device", "data_dir", "num_workers", "checkpoint_minutes", "epochs"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunFolder:
     """A folder that holds one run: `log.txt`, `last.pt`, `genotype.json`, `result.json`, ...
 
     Without `resume`, a folder that exists and is not empty is refused; with it, one that holds no
-    checkpoint is (ValueError).
+    checkpoint is; and one that another process has open (ValueError). A file that the disk does not
+    take is reported and tried again when it is next due: the run goes on. As a context, it turns
+    SIGINT and SIGTERM into a checkpoint after the current step and an exit with 130 or 143;
+    `command` is what the user is told to continue with.
     """
 
-    def __init__(self, path: str | Path, resume: bool = False):
-        self.path = Path(path)
-        if resume and not (self.path / "last.pt").is_file():
+    def __init__(
+        self,
+        path: str | Path,
+        resume: bool = False,
+        checkpoint_minutes: float = 10,
+        command: str = "",
+    ):
+        self.path, self.command = Path(path), command
+        self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
+        self.signal: int | None = None
+        self.failures: dict[str, str] = {}
+        self.writer: SummaryWriter | None = None
+        if resume and not any((self.path / name).is_file() for name in CHECKPOINTS):
             raise ValueError(f"nothing to resume: {self.path / 'last.pt'} does not exist")
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run folder {self.path} is a file")
@@ -36,36 +65,169 @@ class RunFolder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self / ".lock", "w")  # noqa: SIM115  (held until the process ends)
         except OSError as error:
             raise ValueError(f"run folder {self.path} cannot be made: {error}") from None
+        if fcntl is not None:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"run folder {self.path} is in use by another process") from None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def __enter__(self) -> "RunFolder":
+        def handle(number: int, frame: Any) -> None:
+            if self.signal is not None:  # asked twice: now
+                raise SystemExit(128 + number)
+            self.signal = number
+
+        self.handlers = {number: signal.signal(number, handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.lock.close()
+
+    def attempt(self, what: str, write: Callable[[], object]) -> None:
+        """Call `write`; if the disk does not take it, say so and go on."""
+        try:
+            write()
+            self.failures.pop(what, None)
+        except OSError as error:
+            if what not in self.failures:
+                print(f"warning: {what} could not be written: {error}; going on", file=sys.stderr)
+            self.failures[what] = str(error)
+
+    def check_written(self) -> None:
+        """End the process with an error if something of the run is not on the disk."""
+        if self.failures:
+            listed = "; ".join(f"{what}: {error}" for what, error in self.failures.items())
+            raise SystemExit(f"error: not everything could be written to {self.path}: {listed}")
+
     def log(self, line: str) -> None:
         print(line, flush=True)
-        with open(self / "log.txt", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+
+        def append() -> None:
+            with open(self / "log.txt", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+        self.attempt("log.txt", append)
+
+    def report(self, write: Callable[[SummaryWriter], None], step: int = 0) -> None:
+        """Let `write` add to TensorBoard's files; `step` is the first one of this process."""
+
+        def flushed() -> None:
+            try:
+                if self.writer is None:
+                    self.writer = SummaryWriter(str(self.path), purge_step=step)
+                write(self.writer)
+                self.writer.flush()
+            except OSError:
+                self.writer = None  # it does not recover; the next report begins a new file
+                raise
+
+        self.attempt("TensorBoard's file", flushed)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        write_atomically(self / "last.pt", lambda file: torch.save(state, file))
+        """Write `last.pt`, and keep the one before it as `previous.pt`."""
+
+        content = to_bytes(state)
+        last, previous = (self / name for name in CHECKPOINTS)
+        self.attempt(
+            "the checkpoint (the one before is whole)",
+            lambda: write_atomically(last, content, keep_as=previous),
+        )
+        self.saved_at = time.monotonic()
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any]:
-        return load_file(self / "last.pt", device)
+        """Load the newest checkpoint that is whole; ValueError if there is none."""
+        problems = []
+        for name in CHECKPOINTS:
+            if (self / name).exists():
+                try:
+                    state = load_file(self / name, device)
+                except ValueError as error:
+                    problems.append(str(error))
+                    continue
+                for problem in problems:
+                    self.log(f"{problem}; continuing from {name}, the one before it")
+                return state
+        raise ValueError("; ".join(problems))
+
+    def between_steps(
+        self, batches: Iterable, save: Callable[[int], None], step: int = 0
+    ) -> Iterator:
+        """Pass `batches` on, of which `step` are done; between two, save when it is time.
+
+        `save(step)` is called `checkpoint_seconds` after the last one, and when a signal has come:
+        then the process ends.
+        """
+        self.step = step
+        for batch in batches:
+            yield batch
+            self.step = step = step + 1
+            if self.signal is not None or (
+                time.monotonic() - self.saved_at >= self.checkpoint_seconds
+            ):
+                save(step)
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """End the process if a signal has come; the checkpoint must have been saved."""
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            self.log(f"stopped by {name}; continue with: {self.command}")
+            raise SystemExit(128 + self.signal)
 
     def save_text(self, name: str, text: str) -> None:
-        write_atomically(self / name, lambda file: file.write(text.encode()))
+        self.attempt(name, lambda: write_atomically(self / name, text.encode()))
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         self.save_text(name, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def default_folder(path: str | Path, resume: bool = False) -> Path:
-    """Return the first of `path`, `path-2`, ... that is free, or the newest one to resume."""
-    if resume:
-        return newest_folder(path, "last.pt")
+def open_run(script: str, flags: list[str], default: str, args: dict[str, Any]) -> RunFolder:
+    """Open the run folder of a script: `--out-dir`, a free one like `default`, or one to resume.
+
+    `flags` are the script's, from which the command to continue with is made.
+    """
+    path = args["out_dir"]
+    if path is None:
+        path = resumable_folder(default, args) if args["resume"] else free_folder(default)
+    command = ["python", script, *flags]
+    command += [] if args["out_dir"] else ["--out-dir", str(path)]
+    command += [] if args["resume"] else ["--resume"]
+    return RunFolder(path, args["resume"], args["checkpoint_minutes"], shlex.join(command))
+
+
+def free_folder(path: str | Path) -> Path:
+    """Return the first of `path`, `path-2`, ... that does not exist."""
     candidates = (Path(path) if n == 1 else Path(f"{path}-{n}") for n in range(1, 10**6))
     return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def resumable_folder(path: str | Path, args: dict[str, Any]) -> Path:
+    """Return the newest of `path`, `path-2`, ... that was run with these arguments.
+
+    If none was, the newest with a checkpoint, whose arguments `check_same_arguments` will name;
+    ValueError if there is none of those either.
+    """
+    path = Path(path)
+    folders = {f for name in CHECKPOINTS for f in path.parent.glob(f"{path.name}*/{name}")}
+    folders = sorted((f.stat().st_mtime, f.parent) for f in folders)[::-1]
+    if not folders:
+        raise ValueError(f"there is no run folder {path} with a checkpoint to resume")
+    for _, folder in folders:
+        try:
+            before = json.loads((folder / "args.json").read_text())
+            check_same_arguments(args, before)
+        except (OSError, ValueError):
+            continue
+        return folder
+    return folders[0][1]
 
 
 def newest_folder(path: str | Path, file: str) -> Path:
@@ -77,14 +239,36 @@ def newest_folder(path: str | Path, file: str) -> Path:
     return max(folders, key=lambda folder: (folder / file).stat().st_mtime)
 
 
-def write_atomically(path: Path, write) -> None:
-    """Call `write(file)` on a temporary file, and put it in the place of `path` when complete."""
+def to_bytes(content: Any) -> bytes:
+    """Return what torch.save writes: a zip archive with a checksum of each of its parts."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def write_atomically(path: Path, content: bytes, keep_as: Path | None = None) -> None:
+    """Write a file so that at any moment `path` is the old one or the new one, whole.
+
+    `keep_as`: where the old one goes; for a moment it is only there.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            os.replace(path, keep_as)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # else the new name may be lost with the power
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
@@ -131,9 +315,9 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def check_same_arguments(now: dict[str, Any], before: dict[str, Any], free: set[str]) -> None:
-    """Raise a ValueError that names the arguments of a resumed run that differ, but for `free`."""
-    changed = [name for name in before if name not in free and now.get(name) != before[name]]
+def check_same_arguments(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Raise a ValueError that names the arguments of a resumed run that would change its result."""
+    changed = [name for name in before if name not in FREE and now.get(name) != before[name]]
     if changed:
         listed = ", ".join(f"{name} (was {before[name]}, now {now.get(name)})" for name in changed)
         raise ValueError(f"--resume with other arguments would change the result: {listed}")

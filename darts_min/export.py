@@ -1,18 +1,18 @@
 """A trained network in the forms that other programs read, each file checked once written."""
 
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import load_file, versions, write_atomically
+from darts_min.checkpoint import load_file, to_bytes, versions, write_atomically
 from darts_min.convert import (
     network_from_nni,
     network_from_quark0,
@@ -75,7 +75,7 @@ def export_network(
             raise RuntimeError(f"{folder / name}: not the network's genotype")
     for name in (name for name in STATE_DICTS if name not in left_out):
         to_names, from_names = STATE_DICTS[name]
-        write_atomically(folder / name, partial(torch.save, to_names(network)))
+        write_atomically(folder / name, to_bytes(to_names(network)))
         readers[name] = lambda path, read=from_names: read(load_file(path), genotype)
 
     if hasattr(network, "auxiliary_head"):
@@ -84,7 +84,9 @@ def export_network(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters' own
         program = _trace(network, shape)
-        write_atomically(folder / "network.pt2", partial(torch.export.save, program))
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        write_atomically(folder / "network.pt2", buffer.getvalue())
         readers["network.pt2"] = lambda path: torch.export.load(path).module()
         if reason := _write_onnx(program, folder / "network.onnx"):
             left_out["network.onnx"] = reason
@@ -134,7 +136,7 @@ def _left_out(network: Network) -> dict[str, str]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
+    write_atomically(path, f"{text}\n".encode())
 
 
 def _trace(network: Network, shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
@@ -166,7 +168,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> str | None
         )
     except torch.onnx.OnnxExporterError:
         return f"PyTorch {torch.__version__} and this onnxscript fail to translate it: update them"
-    write_atomically(path, lambda file: file.write(translated.model_proto.SerializeToString()))
+    write_atomically(path, translated.model_proto.SerializeToString())
     return None
 
 

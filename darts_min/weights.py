@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import load_file, write_atomically
+from darts_min.checkpoint import load_file, to_bytes, write_atomically
 from darts_min.convert import (
     form_of,
     infer_genotype,
@@ -104,7 +104,7 @@ def save_network(
         "details": details,
         "state_dict": state_dict,
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, to_bytes(content))
 
 
 def _from_ours(content: dict[str, Any]) -> Network:
@@ -180,7 +180,7 @@ def _find(name: str) -> Path:
             if member is not None:
                 with zipfile.ZipFile(archive) as opened:
                     content = opened.read(member)
-                write_atomically(path, lambda file: file.write(content))
+                write_atomically(path, content)
                 archive.unlink()
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(

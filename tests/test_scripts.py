@@ -123,37 +123,78 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("script", ["search", "search order 2", "final"])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, script):
-    main, arguments = train_search.main, [*SEARCH, "--epochs", "2"]
-    if script == "search order 2":
-        arguments += ["--order", "2"]
-    elif script == "final":
-        main, arguments = train_final.main, [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1"]
-    whole = main([*arguments, "--out-dir", f"{tmp_path}/whole"])
+SCRIPTS = {
+    "search": (train_search.main, [*SEARCH, "--epochs", "2"]),
+    "search order 2": (train_search.main, [*SEARCH, "--epochs", "2", "--order", "2"]),
+    "final": (train_final.main, [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1"]),
+    "final one-cycle": (
+        train_final.main,
+        [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1", "--w-schedule", "one-cycle"],
+    ),
+}
 
-    save = RunFolder.save_checkpoint
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
+    tmp_path, monkeypatch, script
+):
+    main, arguments = SCRIPTS[script]
+    whole = main([*arguments, "--out-dir", f"{tmp_path}/whole"])
+    arguments = [*arguments, "--out-dir", f"{tmp_path}/parts", "--checkpoint-minutes", "0"]
+    save, left = RunFolder.save_checkpoint, 0
 
     def save_and_die(run, state):
+        nonlocal left
         save(run, state)
-        raise Killed
+        left -= 1
+        if left == 0:
+            raise Killed
 
-    monkeypatch.setattr(RunFolder, "save_checkpoint", save_and_die)
-    with pytest.raises(Killed):
-        main([*arguments, "--out-dir", f"{tmp_path}/parts"])
-    monkeypatch.setattr(RunFolder, "save_checkpoint", save)
-    with pytest.raises(ValueError, match="batch_size .was 20, now 10"):
-        main([*arguments, "--out-dir", f"{tmp_path}/parts", "--resume", "--batch-size", "10"])
-    parts = main([*arguments, "--out-dir", f"{tmp_path}/parts", "--resume"])
-
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_and_die)
+        for left in (2, 3, 1, 5):  # training, the end of it, evaluation
+            with pytest.raises(Killed):
+                main([*arguments, *(["--resume"] if left != 2 else [])])
+    parts = main([*arguments, "--resume"])
     for a, b in zip(whole["history"], parts["history"], strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
     states = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
     ]
-    model = "network" if script == "final" else "model"
-    for name, tensor in states[0][model].items():
-        assert torch.equal(tensor, states[1][model][name])
+    for model in {"network", "model"} & set(states[0]):
+        for name, tensor in states[0][model].items():
+            assert torch.equal(tensor, states[1][model][name])
+    genotypes = [(tmp_path / name / "genotype.json").read_bytes() for name in ("whole", "parts")]
+    assert genotypes[0] == genotypes[1]
+
+
+def test_other_arguments_are_refused_by_name(runs):
+    arguments = [*SEARCH, "--epochs", "2", "--out-dir", f"{runs[0]}/search", "--resume"]
+    with pytest.raises(ValueError, match="batch_size .was 20, now 10"):
+        train_search.main([*arguments, "--batch-size", "10"])
+
+
+def test_resume_alone_finds_the_newest_run_of_the_same_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main, arguments = SCRIPTS["final"]
+    first = main([*arguments, "--seed", "1"])
+    main([*arguments, "--seed", "2"])
+    again = main([*arguments, "--seed", "1", "--resume"])
+    assert again["out_dir"] == first["out_dir"] == "runs/final"
+    with pytest.raises(ValueError, match="seed .was 2, now 3"):
+        main([*arguments, "--seed", "3", "--resume"])
+
+
+def test_more_epochs_may_be_asked_for_and_the_schedule_is_that_of_all(tmp_path, capsys):
+    main, arguments = SCRIPTS["final"]
+    arguments = [*arguments, "--out-dir", f"{tmp_path}/run"]
+    main(arguments)
+    longer = main([*arguments, "--epochs", "4", "--resume"])
+    lrs = [record["lr"] for record in longer["history"]]
+    assert lrs == pytest.approx([0.025, 0.0125, 0.0125, 0.025 * (1 - np.sqrt(0.5)) / 2])
+    assert "epochs 2 -> 4: from here on" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--epochs 3: the run is in epoch 5 already"):
+        main([*arguments, "--epochs", "3", "--resume"])
 
 
 def test_alpha_warmup_leaves_the_alphas_alone(tmp_path):
