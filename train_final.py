@@ -105,8 +105,7 @@ RECIPES = {
         "drop_path_prob": 0.0,
     },
 }
-# With --init-from: steps of a fifth of the recipe's; the sizes are the file's.
-FINE_TUNE_LR = 1 / 5
+SCHEDULES = ("cosine", "one-cycle", "exponential")
 SIZES = ("init_channels", "num_cells", "stem")
 
 
@@ -165,8 +164,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--label-smoothing", type=float, default=0.0)
     args = parser.parse_args(argv)
     parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
-    if args.init_from is not None:
-        parser.set_defaults(**dict.fromkeys(SIZES), w_lr=FINE_TUNE_LR * parser.get_default("w_lr"))
+    if args.init_from is not None:  # the sizes are the file's; a fifth of the learning rate
+        parser.set_defaults(**dict.fromkeys(SIZES), w_lr=parser.get_default("w_lr") / 5)
     if args.freeze_features:
         parser.set_defaults(auxiliary_weight=0.0, drop_path_prob=0.0)
     args = parser.parse_args(argv)  # explicit flags win
