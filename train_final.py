@@ -105,7 +105,6 @@ RECIPES = {
         "drop_path_prob": 0.0,
     },
 }
-SCHEDULES = ("cosine", "one-cycle", "exponential")
 SIZES = ("init_channels", "num_cells", "stem")
 
 
