@@ -152,8 +152,11 @@ class RunFolder:
                 except ValueError as error:
                     problems.append(str(error))
                     continue
-                for problem in problems:
-                    self.log(f"{problem}; continuing from {name}, the one before it")
+                if problems:  # out of the way, or it would take the place of the whole one
+                    self.log(f"{problems[0]}; continuing from {name}, the one before it")
+                    self.attempt(
+                        "damaged.pt", lambda: os.replace(self / "last.pt", self / "damaged.pt")
+                    )
                 return state
         raise ValueError("; ".join(problems))
 
