@@ -97,6 +97,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     net = parser.add_argument_group("supernet")
     net.add_argument("--init-channels", type=int, default=16)
     net.add_argument("--num-cells", type=int, default=8)
+    net.add_argument("--checkpoint-cells", action="store_true", help="less memory, more time")
     net.add_argument("--num-nodes", type=int, default=4, help="intermediate nodes of a cell")
     opt = parser.add_argument_group("optimisation")
     opt.add_argument("--epochs", type=int, default=50)
@@ -201,6 +202,7 @@ def main(argv: list[str] | None = None) -> dict:
         args.num_nodes,
         in_channels=train.images.size(3),
     ).to(device, memory_format=memory_format)
+    model.checkpoint_cells = args.checkpoint_cells
     for alpha in model.alphas():
         alpha.requires_grad_(False)  # in the w step; architecture_gradient sees to its own
 

@@ -4,11 +4,13 @@ The usual code evaluates the 14 edges of a cell one by one. Here the edges that 
 evaluated together (`MixedOp`): the mathematics of Eq. 2, in a few wide tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from darts_min.genotypes import PRIMITIVES, Genotype, check_sizes, choose_cell
 from darts_min.operations import (
@@ -150,6 +152,16 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
 
+def with_parameters_of_now(module: nn.Module) -> Callable[..., Tensor]:
+    """Return a function that calls `module` as it is now.
+
+    To compute it again in the backward pass: `architecture_gradient` puts other weights into the
+    model for its forward pass only.
+    """
+    parameters = dict(module.named_parameters())
+    return lambda *inputs: functional_call(module, parameters, inputs)
+
+
 def edges_by_state(num_nodes: int) -> list[list[int]]:
     """List the edges that leave each state; edges count in (node, predecessor) order."""
     first_edge = [node * (node + 3) // 2 for node in range(num_nodes)]
@@ -162,7 +174,9 @@ def edges_by_state(num_nodes: int) -> list[list[int]]:
 class Supernet(nn.Module):
     """The network that is searched: `num_cells` cells of mixed ops that share their alphas by kind.
 
-    Maps (N, in_channels, H, W) to logits (N, num_classes). Raises ValueError on impossible sizes.
+    Maps (N, in_channels, H, W) to logits (N, num_classes). With `checkpoint_cells` (an attribute)
+    autograd keeps only what goes from cell to cell, and the backward pass computes each cell again:
+    the same bits, less memory, more time. Raises ValueError on impossible sizes.
     """
 
     def __init__(
@@ -185,6 +199,7 @@ class Supernet(nn.Module):
                 "and not only none"
             )
         self.num_nodes, self.primitives = num_nodes, tuple(primitives)
+        self.checkpoint_cells = False
         c_prev_prev = c_prev = 3 * init_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, c_prev, 3, padding=1, bias=False),
@@ -226,7 +241,11 @@ class Supernet(nn.Module):
         out = self.stem(x)
         s0 = s1 = F.relu(out)
         for cell in self.cells:
-            out = cell(s0, s1, mix_reduce if cell.reduction else mix_normal)
+            inputs = s0, s1, mix_reduce if cell.reduction else mix_normal
+            if self.checkpoint_cells and torch.is_grad_enabled():
+                out = checkpoint(with_parameters_of_now(cell), *inputs, use_reentrant=False)
+            else:
+                out = cell(*inputs)
             s0, s1 = s1, F.relu(out)
         return self.classifier(out.mean((2, 3)))
 

@@ -7,6 +7,8 @@ import torch
 from textbook import TextbookSupernet
 from torch.nn import functional as F
 
+from benchmarks.measure import kept_bytes
+from darts_min.architect import architecture_gradient
 from darts_min.convert import supernet_from_quark0
 from darts_min.genotypes import PRIMITIVES
 from darts_min.supernet import Supernet, edges_by_state
@@ -219,3 +221,37 @@ def test_odd_images_equal_a_textbook_that_pads_them():
                 lambda _, args: F.pad(args[0], (0, args[0].size(3) % 2, 0, args[0].size(2) % 2))
             )
     assert_same(ours, textbook, *batch(17))
+
+
+def make_channels_last(checkpoint_cells, **sizes):
+    torch.manual_seed(0)
+    model = Supernet(**sizes).to(memory_format=torch.channels_last)
+    model.checkpoint_cells = checkpoint_cells
+    for alphas in model.alphas():
+        alphas.data.normal_()
+    return model
+
+
+def test_computing_cells_again_gives_the_same_bits_in_both_steps():
+    x, target = batch(16, num_classes=10)
+    batches = (x.float(), target), (x.float().flip(0), target)
+    results = []
+    for checkpoint_cells in (False, True):
+        model = make_channels_last(checkpoint_cells, init_channels=4, num_cells=4)
+        loss = F.cross_entropy(model(batches[0][0]), target)
+        parameters = list(model.parameters())
+        results.append([loss, *torch.autograd.grad(loss, parameters)])
+        for xi in (0.0, 0.025):
+            results[-1] += architecture_gradient(model, F.cross_entropy, *batches, xi)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_computing_cells_again_keeps_a_small_part_of_the_textbooks_bytes():
+    x, target = torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+    torch.manual_seed(0)
+    textbook = TextbookSupernet()
+    kept = []
+    for model in (make_channels_last(True), textbook):
+        kept.append(kept_bytes(model, lambda model=model: F.cross_entropy(model(x), target)))
+    assert kept[0] < 0.15 * kept[1]
+    assert kept[0] > 8 * 2 * 16 * 32 * 32  # the states between the cells, at the least
