@@ -45,6 +45,7 @@ from darts_min.evaluation import evaluate
 from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
+from darts_min.processes import Processes
 from darts_min.schedules import SCHEDULES, change_epochs, learning_rate_factor
 from darts_min.weights import load_network, save_network
 
@@ -127,6 +128,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--sync-bn", action="store_true", help="BN over all processes (CUDA)")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
     run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
     data = parser.add_argument_group("data")
@@ -196,11 +198,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, guard, totals, args):
+def train_epoch(
+    model, batches, optimizer, scheduler, scaler, autocast, guard, processes, totals, args
+):
     """Train on `batches`; add loss (without the auxiliary), correct answers, images to `totals`."""
     for x, target in batches:
         with autocast():
-            output = network(x)
+            output = model(x)
             logits, aux_logits = output if args.auxiliary_weight else (output, None)
             loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
             objective = loss
@@ -210,9 +214,11 @@ def train_epoch(network, batches, optimizer, scheduler, scaler, autocast, guard,
         optimizer.zero_grad()
         scaler.scale(objective).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), args.w_grad_clip or math.inf)
-        total = objective if scaler.is_enabled() else objective + norm
-        if not guard.rejects(total.detach(), network.named_parameters()):
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.w_grad_clip or math.inf)
+        total = objective.detach().clone()
+        processes.average([total])
+        total = total if scaler.is_enabled() else total + norm
+        if not guard.rejects(total, model.named_parameters()):
             scaler.step(optimizer)
             scaler.update()
             correct = (logits.detach().argmax(1) == target).sum()
@@ -237,6 +243,9 @@ def main(argv: list[str] | None = None) -> dict:
     started = time.time()
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
+    processes = Processes(device)
+    if args.sync_bn and device.type != "cuda":
+        raise ValueError(f"--sync-bn: PyTorch has it for CUDA only, the device is {device}")
     autocast, is_fp16 = choose_autocast(args.amp, device)
     memory_format = choose_memory_format(args.channels_last, device)
     limit = 2 if args.fast_dev_run else None
@@ -249,9 +258,10 @@ def main(argv: list[str] | None = None) -> dict:
             setattr(args, name, base.config[name])
 
     image_size = args.image_size or details.get("image_size")
-    dataset = load_dataset(
-        args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
-    )
+    with processes.first_alone():
+        dataset = load_dataset(
+            args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
+        )
     train, num_classes = dataset.train, len(dataset.classes)
     if base is not None and train.channels != base.config["in_channels"]:
         raise ValueError(
@@ -276,6 +286,7 @@ def main(argv: list[str] | None = None) -> dict:
             cutout=args.cutout,
             num_workers=args.num_workers,
             memory_format=memory_format,
+            shard=processes.shard,
         )
         for part in (train, dataset.test)
     )
@@ -299,6 +310,10 @@ def main(argv: list[str] | None = None) -> dict:
     if args.freeze_features:
         network.requires_grad_(False).eval()  # also BN keeps its statistics
         network.classifier.requires_grad_(True)
+    if args.sync_bn:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    processes.equalise(network.state_dict().values())
+    model = processes.wrap(network)
     trained = [p for p in network.parameters() if p.requires_grad]
     if args.w_optimizer == "sgd":
         optimizer = torch.optim.SGD(
@@ -342,7 +357,7 @@ def main(argv: list[str] | None = None) -> dict:
             {name: item.state_dict() for name, item in stateful.items()}
             | {
                 "progress": progress,
-                "totals": totals,
+                "totals": processes.sum(totals),
                 "history": history,
                 "args": vars(args),
                 "random_state": random_state(),
@@ -352,7 +367,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     default = "runs/demo-final" if args.demo else "runs/final"
     flags = sys.argv[1:] if argv is None else argv
-    with open_run("train_final.py", flags, default, vars(args)) as run:
+    with open_run("train_final.py", flags, default, vars(args), processes) as run:
         if args.resume:
             state = run.load_checkpoint(device)
             check_same_arguments(vars(args), state["args"])
@@ -360,7 +375,8 @@ def main(argv: list[str] | None = None) -> dict:
                 item.load_state_dict(state[name])
             set_random_state(state["random_state"])
             history, progress = state["history"], state["progress"]
-            totals.copy_(state["totals"])
+            if processes.rank == 0:  # the sum of all, so far
+                totals.copy_(state["totals"])
             guard.skipped = progress["skipped"]
             started -= state["seconds"]
             run.log(f"resumed in epoch {progress['epoch'] + 1}, after step {progress['step']}")
@@ -396,20 +412,33 @@ def main(argv: list[str] | None = None) -> dict:
             if epoch == first_epoch:
                 batches = forecast(batches, steps, run.log)
             batches = run.between_steps(batches, save, step)
-            batches = tqdm(batches, total=steps_per_epoch, initial=step, leave=False, disable=None)
+            hidden = None if processes.rank == 0 else True
+            batches = tqdm(
+                batches, total=steps_per_epoch, initial=step, leave=False, disable=hidden
+            )
             try:
                 train_epoch(
-                    network, batches, optimizer, scheduler, scaler, autocast, guard, totals, args
+                    model,
+                    batches,
+                    optimizer,
+                    scheduler,
+                    scaler,
+                    autocast,
+                    guard,
+                    processes,
+                    totals,
+                    args,
                 )
             except FloatingPointError as error:
                 lr = optimizer.param_groups[0]["lr"]
                 place = f"epoch {epoch + 1}, step {run.step + 1}, lr {lr:.4g}"
                 raise FloatingPointError(f"{place}: {error}") from None
             batches = itertools.islice(test_loader, limit)
-            batches = run.between_steps(batches, lambda _: save(steps_per_epoch))
-            tested = evaluate(network, batches, num_classes, autocast)
+            processes.equalise(network.buffers())  # the running statistics
+            batches = run.in_evaluation(batches, lambda _: save(steps_per_epoch))
+            tested = evaluate(network, batches, num_classes, autocast, processes.sum)
 
-            loss_sum, correct, count = totals.tolist()
+            loss_sum, correct, count = processes.sum(totals).tolist()
             record = {
                 "epoch": epoch + 1,
                 "lr": progress["lr"],

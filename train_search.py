@@ -42,6 +42,7 @@ from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype
+from darts_min.processes import Processes
 from darts_min.schedules import change_epochs, learning_rate_factor
 from darts_min.supernet import Supernet
 
@@ -129,7 +130,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def train_epoch(
-    model, batches, optimizers, scheduler, scalers, autocast, guard, totals, xi, w_grad_clip, search
+    model,
+    batches,
+    optimizers,
+    scheduler,
+    scalers,
+    autocast,
+    guard,
+    processes,
+    totals,
+    xi,
+    w_grad_clip,
+    search,
 ):
     """Train on `batches` by Alg. 1; add loss, correct answers and images of w's to `totals`."""
     w_optimizer, alpha_optimizer = optimizers
@@ -145,6 +157,7 @@ def train_epoch(
                 alpha_grads = architecture_gradient(
                     model, scaled_loss, train_batch, val_batch, xi, w_optimizer
                 )
+            processes.average(alpha_grads)
             for alpha, grad in zip(model.alphas(), alpha_grads, strict=True):
                 alpha.grad = grad
             norm = torch.stack(alpha_grads).norm()
@@ -161,9 +174,11 @@ def train_epoch(
         w_optimizer.zero_grad()
         w_scaler.scale(loss).backward()
         w_scaler.unscale_(w_optimizer)
+        mean_loss = loss.detach().clone()
+        processes.average([mean_loss, *(w.grad for w in model.weights())])
         norm = torch.nn.utils.clip_grad_norm_(model.weights(), w_grad_clip or float("inf"))
-        total = loss if w_scaler.is_enabled() else loss + norm
-        if not guard.rejects(total.detach(), model.named_parameters()):
+        total = mean_loss if w_scaler.is_enabled() else mean_loss + norm
+        if not guard.rejects(total, model.named_parameters()):
             w_scaler.step(w_optimizer)
             w_scaler.update()
             correct = (logits.detach().argmax(1) == target).sum()
@@ -177,22 +192,38 @@ def main(argv: list[str] | None = None) -> dict:
     started = time.time()
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
+    processes = Processes(device)
     autocast, is_fp16 = choose_autocast(args.amp, device)
     memory_format = choose_memory_format(args.channels_last, device)
     limit = 2 if args.fast_dev_run else None
 
     generator = torch.Generator().manual_seed(args.seed)
-    dataset = load_dataset(args.dataset, args.data_dir, args.image_size, args.seed)
+    with processes.first_alone():
+        dataset = load_dataset(args.dataset, args.data_dir, args.image_size, args.seed)
     train = dataset.train
     if args.subset is not None:
         train = balanced_subset(train, args.subset, generator)
     statistics = channel_statistics(train)
     w_half, alpha_half = (half.to(device) for half in split_half(train, generator))
     w_loader, alpha_loader = (
-        Loader(half, args.batch_size, statistics, key, True, memory_format=memory_format)
-        for half, key in ((w_half, (args.seed, 0)), (alpha_half, (args.seed, 1)))
+        Loader(
+            half,
+            args.batch_size,
+            statistics,
+            (args.seed, stream),
+            augment=True,
+            memory_format=memory_format,
+            shard=processes.shard,
+        )
+        for stream, half in enumerate((w_half, alpha_half))
     )
-    eval_loader = Loader(alpha_half, args.batch_size, statistics, memory_format=memory_format)
+    eval_loader = Loader(
+        alpha_half,
+        args.batch_size,
+        statistics,
+        memory_format=memory_format,
+        shard=processes.shard,
+    )
 
     num_classes = len(dataset.classes)
     model = Supernet(
@@ -203,6 +234,7 @@ def main(argv: list[str] | None = None) -> dict:
         in_channels=train.images.size(3),
     ).to(device, memory_format=memory_format)
     model.checkpoint_cells = args.checkpoint_cells
+    processes.equalise(model.parameters())
     for alpha in model.alphas():
         alpha.requires_grad_(False)  # in the w step; architecture_gradient sees to its own
 
@@ -245,7 +277,7 @@ def main(argv: list[str] | None = None) -> dict:
             {name: item.state_dict() for name, item in stateful.items()}
             | {
                 "progress": progress,
-                "totals": totals,
+                "totals": processes.sum(totals),
                 "history": history,
                 "args": vars(args),
                 "random_state": random_state(),
@@ -255,7 +287,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     default = "runs/demo-search" if args.demo else "runs/search"
     flags = sys.argv[1:] if argv is None else argv
-    with open_run("train_search.py", flags, default, vars(args)) as run:
+    with open_run("train_search.py", flags, default, vars(args), processes) as run:
         if args.resume:
             state = run.load_checkpoint(device)
             check_same_arguments(vars(args), state["args"])
@@ -263,7 +295,8 @@ def main(argv: list[str] | None = None) -> dict:
                 item.load_state_dict(state[name])
             set_random_state(state["random_state"])
             history, progress = state["history"], state["progress"]
-            totals.copy_(state["totals"])
+            if processes.rank == 0:  # the sum of all, so far
+                totals.copy_(state["totals"])
             guard.skipped = progress["skipped"]
             started -= state["seconds"]
             run.log(f"resumed in epoch {progress['epoch'] + 1}, after step {progress['step']}")
@@ -296,7 +329,10 @@ def main(argv: list[str] | None = None) -> dict:
             if epoch == first_epoch:
                 batches = forecast(batches, steps, run.log)
             batches = run.between_steps(batches, save, step)
-            batches = tqdm(batches, total=steps_per_epoch, initial=step, leave=False, disable=None)
+            hidden = None if processes.rank == 0 else True
+            batches = tqdm(
+                batches, total=steps_per_epoch, initial=step, leave=False, disable=hidden
+            )
             try:
                 train_epoch(
                     model,
@@ -306,6 +342,7 @@ def main(argv: list[str] | None = None) -> dict:
                     (w_scaler, alpha_scaler),
                     autocast,
                     guard,
+                    processes,
                     totals,
                     xi=progress["lr"] if args.order == 2 else 0.0,
                     w_grad_clip=args.w_grad_clip,
@@ -315,10 +352,10 @@ def main(argv: list[str] | None = None) -> dict:
                 place = f"epoch {epoch + 1}, step {run.step + 1}, lr {progress['lr']:.4g}"
                 raise FloatingPointError(f"{place}: {error}") from None
             batches = itertools.islice(eval_loader, limit)
-            batches = run.between_steps(batches, lambda _: save(steps_per_epoch))
-            val = evaluate(model, batches, num_classes, autocast)
+            batches = run.in_evaluation(batches, lambda _: save(steps_per_epoch))
+            val = evaluate(model, batches, num_classes, autocast, processes.sum)
 
-            loss_sum, correct, count = totals.tolist()
+            loss_sum, correct, count = processes.sum(totals).tolist()
             previous, genotype = genotype, model.genotype()
             record = {
                 "epoch": epoch + 1,

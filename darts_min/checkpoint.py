@@ -20,6 +20,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from darts_min import __version__
+from darts_min.processes import Processes
 
 try:
     import fcntl
@@ -40,7 +41,8 @@ class RunFolder:
     checkpoint is; and one that another process has open (ValueError). A file that the disk does not
     take is reported and tried again when it is next due: the run goes on. As a context, it turns
     SIGINT and SIGTERM into a checkpoint after the current step and an exit with 130 or 143;
-    `command` is what the user is told to continue with.
+    `command` is what the user is told to continue with. Of several processes, the first one alone
+    prints and writes, and all save and stop after the same step.
     """
 
     def __init__(
@@ -49,12 +51,19 @@ class RunFolder:
         resume: bool = False,
         checkpoint_minutes: float = 10,
         command: str = "",
+        processes: Processes | None = None,
     ):
         self.path, self.command = Path(path), command
+        self.processes = processes or Processes(torch.device("cpu"))
+        self.is_first = self.processes.rank == 0
         self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.signal: int | None = None
         self.failures: dict[str, str] = {}
         self.writer: SummaryWriter | None = None
+        if self.is_first:
+            self._open(resume)
+
+    def _open(self, resume: bool) -> None:
         if resume and not any((self.path / name).is_file() for name in CHECKPOINTS):
             raise ValueError(f"nothing to resume: {self.path / 'last.pt'} does not exist")
         if self.path.exists() and not self.path.is_dir():
@@ -90,10 +99,13 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.lock.close()
+        if self.is_first:
+            self.lock.close()
 
     def attempt(self, what: str, write: Callable[[], object]) -> None:
         """Call `write`; if the disk does not take it, say so and go on."""
+        if not self.is_first:
+            return
         try:
             write()
             self.failures.pop(what, None)
@@ -109,7 +121,8 @@ class RunFolder:
             raise SystemExit(f"error: not everything could be written to {self.path}: {listed}")
 
     def log(self, line: str) -> None:
-        print(line, flush=True)
+        if self.is_first:
+            print(line, flush=True)
 
         def append() -> None:
             with open(self / "log.txt", "a", encoding="utf-8") as file:
@@ -134,7 +147,8 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `last.pt`, and keep the one before it as `previous.pt`."""
-
+        if not self.is_first:
+            return
         content = to_bytes(state)
         last, previous = (self / name for name in CHECKPOINTS)
         self.attempt(
@@ -145,6 +159,9 @@ class RunFolder:
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any]:
         """Load the newest checkpoint that is whole; ValueError if there is none."""
+        return self.processes.from_first(self._load(device) if self.is_first else None)
+
+    def _load(self, device: torch.device) -> dict[str, Any]:
         problems = []
         for name in CHECKPOINTS:
             if (self / name).exists():
@@ -173,18 +190,30 @@ class RunFolder:
         for batch in batches:
             yield batch
             self.step = step = step + 1
-            if self.signal is not None or (
-                time.monotonic() - self.saved_at >= self.checkpoint_seconds
-            ):
+            is_time = time.monotonic() - self.saved_at >= self.checkpoint_seconds
+            number, is_time = self.processes.largest(self.signal or 0, is_time)
+            self.signal = number or None
+            if self.signal is not None or is_time:
                 save(step)
-            self.stop_if_asked()
+            if self.signal is not None:
+                self.stop()
+
+    def in_evaluation(self, batches: Iterable, save: Callable[[int], None]) -> Iterable:
+        """Like `between_steps`; but several processes, which have unlike numbers of batches, go on
+        to the end of it."""
+        return batches if self.processes.number > 1 else self.between_steps(batches, save)
 
     def stop_if_asked(self) -> None:
         """End the process if a signal has come; the checkpoint must have been saved."""
+        (number,) = self.processes.largest(self.signal or 0)
+        self.signal = number or None
         if self.signal is not None:
-            name = signal.Signals(self.signal).name
-            self.log(f"stopped by {name}; continue with: {self.command}")
-            raise SystemExit(128 + self.signal)
+            self.stop()
+
+    def stop(self) -> None:
+        name = signal.Signals(self.signal).name
+        self.log(f"stopped by {name}; continue with: {self.command}")
+        raise SystemExit(128 + self.signal)
 
     def save_text(self, name: str, text: str) -> None:
         self.attempt(name, lambda: write_atomically(self / name, text.encode()))
@@ -193,18 +222,22 @@ class RunFolder:
         self.save_text(name, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def open_run(script: str, flags: list[str], default: str, args: dict[str, Any]) -> RunFolder:
+def open_run(
+    script: str, flags: list[str], default: str, args: dict[str, Any], processes: Processes
+) -> RunFolder:
     """Open the run folder of a script: `--out-dir`, a free one like `default`, or one to resume.
 
     `flags` are the script's, from which the command to continue with is made.
     """
     path = args["out_dir"]
-    if path is None:
+    if path is None and processes.rank == 0:
         path = resumable_folder(default, args) if args["resume"] else free_folder(default)
+    path = processes.from_first(path)
     command = ["python", script, *flags]
     command += [] if args["out_dir"] else ["--out-dir", str(path)]
     command += [] if args["resume"] else ["--resume"]
-    return RunFolder(path, args["resume"], args["checkpoint_minutes"], shlex.join(command))
+    command = shlex.join(command)
+    return RunFolder(path, args["resume"], args["checkpoint_minutes"], command, processes)
 
 
 def free_folder(path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 """Where and in which precision a script computes; set up once, before the loop."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -10,9 +11,14 @@ AMP_CHOICES = ("auto", "off", "bf16", "fp16")
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there."""
+    """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there.
+
+    "auto" and "cuda" are the GPU of this process where torchrun has started several.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -24,18 +24,23 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Evaluation:
-    """Evaluate `model` on `batches`, each image counted once; the model's mode is restored."""
+    """Evaluate `model` on `batches`, each image counted once; the model's mode is restored.
+
+    `total` adds up a tensor over the processes that share the images.
+    """
     training = model.training
     model.eval()
-    loss, sizes, errors = 0.0, torch.zeros(num_classes), torch.zeros(num_classes)
+    sums = torch.zeros(1 + 2 * num_classes, dtype=torch.float64)
     for x, target in batches:
         with autocast():
             logits = model(x)
-        loss += F.cross_entropy(logits.float(), target, reduction="sum").double()
         wrong = target[logits.argmax(1) != target]
-        sizes += torch.bincount(target, minlength=num_classes).cpu()
-        errors += torch.bincount(wrong, minlength=num_classes).cpu()
+        sums[0] += F.cross_entropy(logits.float(), target, reduction="sum").cpu()
+        sums[1 : 1 + num_classes] += torch.bincount(target, minlength=num_classes).cpu()
+        sums[1 + num_classes :] += torch.bincount(wrong, minlength=num_classes).cpu()
     model.train(training)
-    total = sizes.sum().item()
-    return Evaluation(float(loss) / total, 1 - errors.sum().item() / total, sizes, errors)
+    loss, sizes, errors = total(sums).cpu().split([1, num_classes, num_classes])
+    images = sizes.sum().item()
+    return Evaluation(loss.item() / images, 1 - errors.sum().item() / images, sizes, errors)

@@ -1,0 +1,83 @@
+"""The processes of a run: torchrun starts several, which train one model on parts of the data."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Processes:
+    """Who this process is, and what all of them do together; alone, every method does nothing.
+
+    torchrun tells by RANK and WORLD_SIZE. Every method must be called by all processes, in the same
+    order. `shard` is (rank, number of processes).
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.shard = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.number = self.shard
+        if self.number > 1 and not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in one all-reduce."""
+        if self.number > 1:
+            tensors = list(tensors)
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            flat /= self.number
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of `tensor` over the processes."""
+        if self.number > 1:
+            tensor = tensor.to(self.device, copy=True)
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, *values: int) -> tuple[int, ...]:
+        """Return, for each value, the largest that a process has."""
+        if self.number > 1:
+            tensor = torch.tensor(values, device=self.device)
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+            values = tuple(tensor.tolist())
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Return what `value` is in process 0: plain values and tensors."""
+        if self.number > 1:
+            box = [value]
+            dist.broadcast_object_list(box, src=0)
+            value = box[0]
+        return value
+
+    def equalise(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the tensors of process 0."""
+        if self.number > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let process 0 through before the others: it downloads, they find the files there."""
+        if self.number > 1 and self.rank != 0:
+            dist.barrier()
+        yield
+        if self.number > 1 and self.rank == 0:
+            dist.barrier()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return a module that averages the gradients of `network` over the processes."""
+        if self.number == 1:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
