@@ -1,0 +1,247 @@
+"""Two processes on the CPU (gloo). Oracles: means of the parts, one process, a whole run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch.nn import functional as F
+
+import train_final
+import train_search
+from darts_min.architect import architecture_gradient
+from darts_min.data import Loader, channel_statistics, synthetic_dataset
+from darts_min.evaluation import evaluate
+from darts_min.genotypes import PUBLISHED
+from darts_min.network import Network
+from darts_min.processes import Processes
+from darts_min.supernet import Supernet
+
+ROOT = Path(train_search.__file__).parent
+CPU = torch.device("cpu")
+DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "80", "--batch-size", "10"]
+SIZES = ["--init-channels", "2", "--num-cells", "3"]
+SEARCH = [*DATA, *SIZES, "--num-nodes", "2"]
+FINAL = [*DATA, *SIZES, "--cutout", "2", "--genotype", "DARTS_V1"]
+
+
+def in_process(rank, port, function, folder):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.save(function(rank, folder), f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def run_two(function, folder):
+    """Run `function(rank, folder)` in two processes; return what each returned."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (port, function, str(folder))
+    torch.multiprocessing.start_processes(in_process, arguments, 2, start_method="fork")
+    return [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def part(rank):
+    generator = torch.Generator().manual_seed(rank)
+    x = torch.randn(4, 3, 8, 8, generator=generator)
+    return x, torch.randint(10, (4,), generator=generator)
+
+
+def both_gradients(rank):
+    torch.manual_seed(0)
+    model = Supernet(init_channels=2, num_cells=3, num_nodes=2)
+    alpha = architecture_gradient(model, F.cross_entropy, part(rank), part(rank + 2), 0.0)
+    x, target = part(rank)
+    return alpha, list(torch.autograd.grad(F.cross_entropy(model(x), target), model.weights()))
+
+
+def averaged_gradients(rank, folder):
+    processes = Processes(CPU)
+    alpha, w = both_gradients(rank)
+    processes.average(alpha)
+    processes.average(w)
+    return alpha + w
+
+
+def test_averaged_gradients_are_the_mean_of_the_parts(tmp_path):
+    results = run_two(averaged_gradients, tmp_path)
+    parts = [sum(both_gradients(rank), []) for rank in range(2)]
+    for first, second, a, b in zip(*results, *parts, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, (a + b) / 2, rtol=1e-6, atol=1e-8)
+
+
+def wrapped_gradients(rank, folder):
+    torch.manual_seed(0)
+    network = Network(PUBLISHED["DARTS_V2"], init_channels=2, num_cells=3, auxiliary=False)
+    model = Processes(CPU).wrap(network)
+    x, target = part(rank)
+    F.cross_entropy(model(x), target).backward()
+    return [p.grad for p in network.parameters()]
+
+
+def test_a_wrapped_networks_gradients_are_the_mean_of_the_parts(tmp_path):
+    results = run_two(wrapped_gradients, tmp_path)
+    parts = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        network = Network(PUBLISHED["DARTS_V2"], init_channels=2, num_cells=3, auxiliary=False)
+        x, target = part(rank)
+        parts.append(torch.autograd.grad(F.cross_entropy(network(x), target), network.parameters()))
+    for first, second, a, b in zip(*results, *parts, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, (a + b) / 2, rtol=1e-5, atol=1e-7)
+
+
+def evaluation(shard, total):
+    torch.manual_seed(0)
+    network = Network(PUBLISHED["DARTS_V2"], init_channels=2, num_cells=3, auxiliary=False)
+    data = synthetic_dataset(0, 8, test_per_class=10).test
+    loader = Loader(data, 7, channel_statistics(data), shard=shard)
+    result = evaluate(network, loader, 10, total=total)
+    return [result.loss, result.accuracy, result.class_sizes, result.class_errors]
+
+
+def shared_evaluation(rank, folder):
+    processes = Processes(CPU)
+    return evaluation(processes.shard, processes.sum)
+
+
+def test_evaluation_counts_every_image_once(tmp_path):
+    loss, accuracy, sizes, errors = evaluation((0, 1), lambda tensor: tensor)
+    assert sizes.tolist() == [10] * 10
+    for shared in run_two(shared_evaluation, tmp_path):
+        assert shared[0] == pytest.approx(loss, rel=1e-6) and shared[1] == accuracy
+        assert torch.equal(shared[2], sizes) and torch.equal(shared[3], errors)
+
+
+def kept(module, name):
+    """Let `module.name` build its model as before; return the list that it is added to."""
+    models, build = [], getattr(module, name)
+
+    def build_and_keep(*args, **sizes):
+        models.append(build(*args, **sizes))
+        return models[-1]
+
+    setattr(module, name, build_and_keep)
+    return models
+
+
+def whole_search(rank, folder):
+    models = kept(train_search, "Supernet")
+    train_search.main([*SEARCH, "--epochs", "2", "--out-dir", f"{folder}/search"])
+    return models[-1].state_dict()
+
+
+def whole_training(rank, folder):
+    models = kept(train_final, "Network")
+    train_final.main([*FINAL, "--epochs", "2", "--out-dir", f"{folder}/final"])
+    return models[-1].state_dict()
+
+
+@pytest.mark.parametrize("script", [whole_search, whole_training])
+def test_processes_stay_bit_identical_through_a_whole_run(tmp_path, script):
+    first, second = run_two(script, tmp_path)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    folder = tmp_path / ("search" if script is whole_search else "final")
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    model = saved["model" if script is whole_search else "network"]
+    assert all(torch.equal(first[key], model[key]) for key in first)
+    images = saved["history"][-1]
+    assert len(saved["history"]) == 2 and 0 <= images["train_accuracy"] <= 1
+
+
+def torchrun(arguments, **environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *arguments]
+    return subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+DIES = """
+import os, runpy, signal, sys
+from darts_min import checkpoint
+save = checkpoint.RunFolder.save_checkpoint
+saves = 0
+def save_and_die(run, state):
+    global saves
+    save(run, state)
+    saves += 1
+    if saves == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.RunFolder.save_checkpoint = save_and_die
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_search.py", "train_final.py"])
+def test_a_process_that_dies_ends_the_others_and_the_run_resumes(tmp_path, script):
+    (tmp_path / "dies.py").write_text(DIES)
+    arguments = [*(SEARCH if script == "train_search.py" else FINAL), "--epochs", "2"]
+    whole = torchrun([script, *arguments, "--out-dir", f"{tmp_path}/whole"])
+    assert whole.returncode == 0, whole.stderr
+    arguments += ["--out-dir", f"{tmp_path}/parts", "--checkpoint-minutes", "0"]
+    started = time.monotonic()
+    environment = {"PYTHONPATH": str(ROOT)}
+    died = torchrun([f"{tmp_path}/dies.py", script, *arguments], **environment)
+    assert died.returncode != 0 and time.monotonic() - started < 60 + 60
+    assert f"Signal {int(signal.SIGKILL)}" in died.stderr
+    resumed = torchrun([script, *arguments, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    states = [
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
+    ]
+    for a, b in zip(*(state["history"] for state in states), strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    for model in {"network", "model"} & set(states[0]):
+        for name, tensor in states[0][model].items():
+            assert torch.equal(tensor, states[1][model][name])
+    # With another number of processes it goes on as well, if not bit by bit.
+    one = subprocess.run(
+        [sys.executable, script, *arguments, "--epochs", "3", "--resume"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert one.returncode == 0 and "epoch   3/3" in one.stdout
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_stops_all_after_the_same_step(tmp_path):
+    arguments = [*FINAL, "--epochs", "1000", "--out-dir", f"{tmp_path}/run"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.Popen(
+        [*command, "--nproc-per-node", "2", "train_final.py", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch   2/"):
+            process.send_signal(signal.SIGTERM)
+    process.wait(timeout=100)
+    output = "".join(lines)
+    assert "stopped by SIGTERM; continue with: " in output and "RuntimeError" not in output
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert saved["progress"]["epoch"] >= 2 and torch.isfinite(saved["totals"]).all()
