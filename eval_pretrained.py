@@ -40,10 +40,20 @@ from darts_min.network import Network, fold_batch_norm
 from darts_min.weights import load_network
 
 SHIPPED = "darts_v2_c16_l8_cifar10"
-# Mean, standard deviation and size of the images that other codes trained on; by stem.
+# The images that the other codes train on, by stem.
 ORIGINAL = {
-    "cifar": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
+    "cifar": {
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+        "image_size": 32,
+        "crop": False,
+    },
+    "imagenet": {
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "image_size": 224,
+        "crop": True,
+    },
 }
 
 
@@ -82,8 +92,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     modes = [f"--{name}" for name in ("demo", "image", "export") if getattr(args, name)]
     if len(modes) > 1:
         raise ValueError(f"{' and '.join(modes)}: one at a time")
-    for name, least in (("seed", 0), ("num_workers", 0)):
-        if getattr(args, name) < least:
+    for name, least in (("seed", 0), ("num_workers", 0), ("image_size", 8)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
     return args
@@ -93,6 +103,11 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     device = choose_device(args.device)
     network = load_network(args.weights, args.genotype)
+    if "inferred" in network.details:
+        print(
+            f"genotype {network.details['inferred']}, inferred from the operations; if the cell is "
+            "another one, give --genotype"
+        )
     if args.export is not None:
         return export(network, args)
     if args.demo or args.image:
@@ -102,9 +117,12 @@ def main(argv: list[str] | None = None) -> dict:
 
 def export(network: Network, args: argparse.Namespace) -> dict:
     """Write the network in every form, checked."""
-    details = network.details | normalisation(network)
+    details = ORIGINAL[network.config["stem"]] | network.details
     image_size = args.image_size or details["image_size"]
-    result = export_network(network, args.export, image_size, details)
+    try:
+        result = export_network(network, args.export, image_size, details)
+    except RuntimeError as error:
+        raise SystemExit(f"eval_pretrained.py: error: {error}; {args.export} is useless") from None
     for name, file in result["files"].items():
         checked = "" if file["deviation"] is None else f"  logits differ by {file['deviation']:.1e}"
         print(f"{name:<22} {file['bytes'] / 1e6:7.3f} MB{checked}")
@@ -117,12 +135,12 @@ def export(network: Network, args: argparse.Namespace) -> dict:
 @torch.no_grad()
 def classify_pictures(network: Network, args: argparse.Namespace, device: torch.device) -> dict:
     """Print the five most likely classes of each picture; write no file."""
-    details = network.details | normalisation(network)
+    details = ORIGINAL[network.config["stem"]] | network.details
     size, num_classes = args.image_size or details["image_size"], network.config["num_classes"]
     if network.config["in_channels"] != 3:
         raise ValueError(f"network {args.weights} does not take pictures in colour")
     if args.image:
-        pictures = {path: read_image(path, size) for path in args.image}
+        pictures = {path: read_image(path, size, details["crop"]) for path in args.image}
     else:
         pictures = {
             name: np.asarray(picture.resize((size, size), Image.Resampling.BOX))
@@ -143,14 +161,6 @@ def classify_pictures(network: Network, args: argparse.Namespace, device: torch.
         likely = ", ".join(f"{kind} {100 * value:.1f} %" for kind, value in result[name].items())
         print(f"{name}: {likely}")
     return result
-
-
-def normalisation(network: Network) -> dict:
-    """Return mean, std and image_size: the file's, or else those of the original code."""
-    mean, std, image_size = ORIGINAL[network.config["stem"]]
-    return {"mean": mean, "std": std, "image_size": image_size} | {
-        key: value for key, value in network.details.items() if key in ("mean", "std", "image_size")
-    }
 
 
 def drawings() -> dict[str, Image.Image]:
@@ -191,9 +201,17 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
     autocast, _ = choose_autocast(args.amp, device)
     memory_format = choose_memory_format(args.channels_last, device)
     details = network.details
+    if network.config["stem"] == "imagenet":
+        details = ORIGINAL["imagenet"] | details
     image_size = args.image_size or details.get("image_size")
     dataset = load_dataset(
-        args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
+        args.dataset,
+        args.data_dir,
+        image_size,
+        args.seed,
+        args.in_memory,
+        device,
+        details.get("crop", False),
     )
     test, num_classes = dataset.test, len(dataset.classes)
     for what, of_data, of_network in (
@@ -204,6 +222,12 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
             raise ValueError(
                 f"dataset {args.dataset} has {of_data} {what}, the network of {args.weights} "
                 f"{of_network}"
+            )
+    for of_data, of_network in zip(dataset.classes, details.get("classes", ()), strict=False):
+        if of_data != of_network:
+            raise ValueError(
+                f"dataset {args.dataset} has class {of_data!r} where the network of "
+                f"{args.weights} has {of_network!r}"
             )
     if "mean" in details:
         statistics = torch.tensor(details["mean"]), torch.tensor(details["std"])
@@ -219,14 +243,21 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
         image_size,
         num_workers=args.num_workers,
         memory_format=memory_format,
+        crop=details.get("crop", False),
     )
-    image_size = loader.image_size
+    parameters = count_parameters(network) / 1e6
+    multiply_adds = count_multiply_adds(network, loader.image_size) / 1e6
     limit = 2 if args.fast_dev_run else None
     run = RunFolder(args.out_dir or free_folder("runs/eval"))
 
     folded = fold_batch_norm(network).to(device, memory_format=memory_format)
+    run.log(
+        f"{args.weights}: {parameters:.3f} M parameters (without the auxiliary head), "
+        f"{multiply_adds:.1f} M multiply-adds"
+    )
+    steps = limit or len(loader)
     started = time.perf_counter()
-    batches = forecast(itertools.islice(loader, limit), limit or len(loader), run.log)
+    batches = forecast(itertools.islice(loader, limit), steps, run.log, steps)
     evaluation = evaluate(folded, batches, num_classes, autocast)
     seconds = time.perf_counter() - started
     result = {
@@ -239,8 +270,8 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
                 dataset.classes, evaluation.class_errors, evaluation.class_sizes, strict=True
             )
         },
-        "parameters_M": count_parameters(network) / 1e6,
-        "multiply_adds_M": count_multiply_adds(network, image_size) / 1e6,
+        "parameters_M": parameters,
+        "multiply_adds_M": multiply_adds,
         "images_per_second": int(evaluation.class_sizes.sum()) / seconds,
         "genotype": format_genotype(network.genotype, "quark0"),
         "device": str(device),
@@ -248,13 +279,11 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
         "args": vars(args),
         "out_dir": str(run.path),
     }
-    run.log(f"{args.weights} on {result['images']} test images of {args.dataset}")
+    run.log(f"{result['images']} test images of {args.dataset}:")
     run.log(f"accuracy           {100 * result['accuracy']:.2f} %")
     run.log(f"loss               {result['loss']:.4f}")
     for name, error in result["class_errors"].items():
         run.log(f"  error of class {name:<12} {100 * error:.1f} %")
-    run.log(f"parameters         {result['parameters_M']:.3f} M (without the auxiliary head)")
-    run.log(f"multiply-adds      {result['multiply_adds_M']:.1f} M")
     run.log(f"images per second  {result['images_per_second']:.0f} on {device}")
     run.save_text("genotype.json", format_genotype(network.genotype, "json") + "\n")
     run.save_json("result.json", result)

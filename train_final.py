@@ -43,6 +43,7 @@ from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.finite import FiniteGuard
+from darts_min.folder import ImageFiles
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
@@ -134,7 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", choices=DATASETS, default="cifar10")
     data.add_argument("--data-dir", default="data", help="downloads, or the folder of images")
-    data.add_argument("--image-size", type=int, help="resize to squares of this many pixels")
+    data.add_argument("--image-size", type=int, help="squares of this many pixels")
     data.add_argument("--in-memory", choices=IN_MEMORY, default="auto", help="folder's images")
     data.add_argument("--num-workers", type=int, default=4, help="read images not in memory")
     data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
@@ -149,8 +150,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar")
     net.add_argument("--auxiliary-weight", type=float, default=0.4, help="of its loss; 0: no head")
     net.add_argument("--drop-path-prob", type=float, default=0.2, help="at the end; grows linearly")
-    net.add_argument("--max-params", type=float, default=math.inf, help="refuse more, in millions")
-    net.add_argument("--max-madds", type=float, default=math.inf, help="multiply-adds, in millions")
+    net.add_argument("--max-params", type=float, help="refuse more, in millions")
+    net.add_argument("--max-madds", type=float, help="multiply-adds, in millions")
     opt = parser.add_argument_group("optimisation")
     opt.add_argument("--epochs", type=int, default=600)
     opt.add_argument("--w-optimizer", choices=("sgd", "adam"), default="sgd")
@@ -166,7 +167,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
     if args.init_from is not None:  # the sizes are the file's; a fifth of the learning rate
-        parser.set_defaults(**dict.fromkeys(SIZES), w_lr=parser.get_default("w_lr") / 5)
+        rates = {name: parser.get_default(name) / 5 for name in ("w_lr", "w_lr_min")}
+        parser.set_defaults(**dict.fromkeys(SIZES), **rates)
     if args.freeze_features:
         parser.set_defaults(auxiliary_weight=0.0, drop_path_prob=0.0)
     args = parser.parse_args(argv)  # explicit flags win
@@ -191,6 +193,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if not 0 <= getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {getattr(args, name)}: must be in [0, 1)")
+    for name in ("max_params", "max_madds"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} {getattr(args, name)}: must be more than 0")
+    if args.auxiliary_weight < 0:
+        raise ValueError(f"--auxiliary-weight {args.auxiliary_weight}: must be at least 0")
+    if not 0 < args.w_lr_decay <= 1:
+        raise ValueError(f"--w-lr-decay {args.w_lr_decay}: must be in (0, 1]")
+    if args.w_schedule == "cosine" and args.w_lr_min > args.w_lr:
+        raise ValueError(f"--w-lr-min {args.w_lr_min}: must be at most --w-lr, {args.w_lr}")
+    if args.image_size is not None and args.image_size < 8:
+        raise ValueError(f"image size {args.image_size}: must be at least 8")
     if args.genotype is None and args.init_from is None:
         if not args.demo:
             raise ValueError("--genotype is needed: a published name, a run folder, file or text")
@@ -234,8 +248,11 @@ def initialise(network: Network, base: Network, classes: list[str]) -> str:
     own, found = network.state_dict(), base.state_dict()
     fits = [key for key in own if key in found and (same_classes or "classifier." not in key)]
     network.load_state_dict(own | {key: found[key] for key in fits})
-    new = sorted({key.rpartition(".")[0] for key in own if key not in fits})
-    return f"loaded {len(fits)} of {len(own)} tensors; new: {', '.join(new) or 'nothing'}"
+    new, unused = (
+        sorted({key.rpartition(".")[0] for key in keys if key not in fits}) or ["nothing"]
+        for keys in (own, found)
+    )
+    return f"loaded {len(fits)} tensors; new: {', '.join(new)}; left out: {', '.join(unused)}"
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -251,18 +268,20 @@ def main(argv: list[str] | None = None) -> dict:
     limit = 2 if args.fast_dev_run else None
     base = None if args.init_from is None else load_network(args.init_from, args.genotype)
     if base is None:
-        genotype, details = parse_genotype(args.genotype), {}
+        genotype, base_details = parse_genotype(args.genotype), {}
     else:
-        genotype, details = base.genotype, base.details
+        genotype, base_details = base.genotype, base.details
         for name in SIZES:
             setattr(args, name, base.config[name])
 
-    image_size = args.image_size or details.get("image_size")
+    image_size = args.image_size or base_details.get("image_size")
     with processes.first_alone():
         dataset = load_dataset(
             args.dataset, args.data_dir, image_size, args.seed, args.in_memory, device
         )
     train, num_classes = dataset.train, len(dataset.classes)
+    in_files = isinstance(train, ImageFiles)
+    args.in_memory = "never" if in_files else "always"  # what auto has become, for --resume
     if base is not None and train.channels != base.config["in_channels"]:
         raise ValueError(
             f"--init-from {args.init_from} takes images of {base.config['in_channels']} channels, "
@@ -270,8 +289,8 @@ def main(argv: list[str] | None = None) -> dict:
         )
     if args.subset is not None:
         train = balanced_subset(train, args.subset, torch.Generator().manual_seed(args.seed))
-    if "mean" in details:
-        statistics = torch.tensor(details["mean"]), torch.tensor(details["std"])
+    if "mean" in base_details:
+        statistics = torch.tensor(base_details["mean"]), torch.tensor(base_details["std"])
     else:
         statistics = channel_statistics(train)
     train_loader, test_loader = (
@@ -301,8 +320,12 @@ def main(argv: list[str] | None = None) -> dict:
             auxiliary=args.auxiliary_weight > 0,
             in_channels=train.channels,
             stem=args.stem,
+            auxiliary_second_bn=second_bn,
         )
 
+    second_bn = None
+    if base is not None and base.config["auxiliary"] and args.auxiliary_weight:
+        second_bn = base.config["auxiliary_second_bn"]
     check_cost(make_network, args.init_channels, image_size, args.max_params, args.max_madds)
     network = make_network(args.init_channels).to(device, memory_format=memory_format)
     if base is not None:
@@ -345,6 +368,7 @@ def main(argv: list[str] | None = None) -> dict:
         "mean": statistics[0].tolist(),
         "std": statistics[1].tolist(),
         "image_size": image_size,
+        "crop": in_files,
         "dataset": args.dataset,
     }
     guard = FiniteGuard(args.on_nonfinite == "skip")
@@ -388,6 +412,8 @@ def main(argv: list[str] | None = None) -> dict:
             f"network with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on "
             f"{device}; run folder {run.path}"
         )
+        if "inferred" in base_details:
+            run.log(f"genotype {base_details['inferred']}, inferred from the operations")
         if base is not None:
             run.log(f"from {args.init_from}: {initialised}")
         run.save_json("args.json", vars(args))
@@ -399,7 +425,7 @@ def main(argv: list[str] | None = None) -> dict:
             partial(report_start, args=args, genotype=genotype, pictures=pictures), first_epoch
         )
 
-        # An image of test costs a forward pass, about a third of a step.
+        # A batch of test images costs a forward pass, about a third of a step.
         steps = (args.epochs - first_epoch) * (steps_per_epoch + len(test_loader) / 3)
         for epoch in range(first_epoch, args.epochs):
             epoch_started = time.time()
@@ -410,7 +436,7 @@ def main(argv: list[str] | None = None) -> dict:
             network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             batches = itertools.islice(train_loader.epoch(epoch, step), steps_per_epoch - step)
             if epoch == first_epoch:
-                batches = forecast(batches, steps, run.log)
+                batches = forecast(batches, steps, run.log, steps_per_epoch - step)
             batches = run.between_steps(batches, save, step)
             hidden = None if processes.rank == 0 else True
             batches = tqdm(

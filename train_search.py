@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> dict:
             )
             batches = itertools.islice(batches, steps_per_epoch - step)
             if epoch == first_epoch:
-                batches = forecast(batches, steps, run.log)
+                batches = forecast(batches, steps, run.log, steps_per_epoch - step)
             batches = run.between_steps(batches, save, step)
             hidden = None if processes.rank == 0 else True
             batches = tqdm(

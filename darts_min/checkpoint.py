@@ -30,7 +30,7 @@ except ImportError:  # Windows: run folders are not locked there
 CHECKPOINTS = ("last.pt", "previous.pt")
 # Arguments that a resumed run may change: they do not change its result, or are meant to.
 FREE = {"out_dir", "resume", "device", "data_dir", "num_workers", "epochs"}
-FREE |= {"checkpoint_minutes", "checkpoint_cells"}
+FREE |= {"checkpoint_minutes", "checkpoint_cells", "max_params", "max_madds"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -197,12 +197,18 @@ def network_from_pytorchcv(state_dict: StateDict) -> Network:
 
 
 def network_to_quark0(network: Network) -> dict[str, Tensor]:
-    """Return the network's state dict under the original code's names, in its order."""
+    """Return the network's state dict under the original code's names, in its order.
+
+    The original's ImageNet auxiliary head has no second BN; one that is here is written as NNI's.
+    """
     return _to_names(network, "quark0")
 
 
 def network_to_nni(network: Network) -> dict[str, Tensor]:
-    """Return the network's state dict under NNI's names (without drop path's wrapping)."""
+    """Return the network's state dict under NNI's names (without drop path's wrapping).
+
+    NNI's auxiliary head always has a second BN; one that is not here is not written.
+    """
     return _to_names(network, "nni")
 
 

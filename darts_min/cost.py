@@ -36,12 +36,12 @@ def check_cost(
     make: Callable[[int], Network],
     init_channels: int,
     image_size: int,
-    max_parameters: float,
-    max_multiply_adds: float,
+    max_parameters: float | None,
+    max_multiply_adds: float | None,
 ) -> None:
     """Raise a ValueError if `make(init_channels)` is too big, with the largest number that fits.
 
-    Both limits are in millions.
+    Both limits are in millions; None: no limit.
     """
 
     def excess(channels: int) -> str | None:
@@ -51,7 +51,7 @@ def check_cost(
             ("parameters", count_parameters(network), max_parameters),
             ("multiply-adds", count_multiply_adds(network, image_size), max_multiply_adds),
         ):
-            if count > limit * 1e6:
+            if limit is not None and count > limit * 1e6:
                 return f"{count / 1e6:.4g} M {what}, more than the {limit:g} M allowed"
         return None
 
@@ -67,17 +67,18 @@ def check_cost(
     raise ValueError(f"{init_channels} initial channels give {problem}; {advice}")
 
 
-def forecast(batches: Iterable, steps: float, log: Callable[[str], None]) -> Iterator:
-    """Pass `batches` on; after a few of them, log how long `steps` of them will take."""
-    warmup, timed = 3, 10
+def forecast(batches: Iterable, steps: float, log: Callable[[str], None], length: int) -> Iterator:
+    """Pass `length` batches on; after a few of them, log how long `steps` of them will take."""
+    warmup = 3 if length > 13 else 1
+    timed = min(10, length - 1 - warmup)
     for i, batch in enumerate(batches):
         if i in (warmup, warmup + timed) and torch.cuda.is_available():
             torch.cuda.synchronize()
         if i == warmup:
             started = time.perf_counter()
-        elif i == warmup + timed:
+        elif i == warmup + timed > warmup:
             seconds = (time.perf_counter() - started) / timed
-            log(f"{seconds:.3f} s a step: about {duration(seconds * steps)} for the whole run")
+            log(f"{seconds:.3f} s a step: about {duration(seconds * steps)} to go")
         yield batch
 
 

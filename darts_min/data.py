@@ -57,14 +57,15 @@ def load_dataset(
     seed: int = 0,
     in_memory: str = "always",
     device: torch.device = torch.device("cpu"),  # noqa: B008
+    crop: bool = False,
 ) -> Dataset:
     """Load a dataset into memory; the torchvision ones are downloaded to `data_dir` if missing.
 
     `folder` reads `data_dir/train/<class>/*` and `data_dir/test/<class>/*`. Images are resized to
     `image_size` squares where given; otherwise a folder's images must all have one size. With
     `in_memory` "never", or "auto" where they do not fit in the memory of the machine and of
-    `device`, a folder's images stay in their files. `seed` makes the `synthetic` one. Raises
-    ValueError on anything a user can set right.
+    `device`, a folder's images stay in their files; `crop`: see `folder.read_image`. `seed` makes
+    the `synthetic` one. Raises ValueError on anything a user can set right.
     """
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is not one of {', '.join(DATASETS)}")
@@ -73,7 +74,7 @@ def load_dataset(
     if name == "synthetic":
         return synthetic_dataset(seed, image_size or 32)
     if name == "folder":
-        return _folder_dataset(Path(data_dir), image_size, in_memory, device)
+        return _folder_dataset(Path(data_dir), image_size, in_memory, device, crop)
     return _torchvision_dataset(name, Path(data_dir), image_size)
 
 
@@ -130,13 +131,16 @@ def make_loader(
     num_workers: int = 0,
     memory_format: torch.memory_format = torch.channels_last,
     shard: tuple[int, int] = (0, 1),
+    crop: bool = True,
 ) -> "Loader | FileLoader":
     """Make the loader for images in memory, which are moved to `device`, or for files."""
     if isinstance(data, Images):
         data = data.to(device)
         return Loader(data, batch_size, statistics, key, augment, 4, cutout, memory_format, shard)
     if augment and cutout:
-        raise ValueError(f"cutout {cutout}: must be 0 for images that are not in memory")
+        raise ValueError(
+            f"cutout {cutout}: must be 0 for images that are not in memory (--cutout 0)"
+        )
     return FileLoader(
         data,
         batch_size,
@@ -148,6 +152,7 @@ def make_loader(
         num_workers,
         memory_format,
         shard,
+        crop,
     )
 
 
@@ -322,7 +327,7 @@ def _resize(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def _folder_dataset(
-    root: Path, image_size: int | None, in_memory: str, device: torch.device
+    root: Path, image_size: int | None, in_memory: str, device: torch.device, crop: bool
 ) -> Dataset:
     train, test, classes = find_files(root)
     num_images = len(train.labels) + len(test.labels)
@@ -337,7 +342,7 @@ def _folder_dataset(
     for files in (train, test):
         images = []
         for path in files.paths:
-            image = read_image(path, image_size)
+            image = read_image(path, image_size, crop)
             size = size or image.shape[1::-1]  # (W, H)
             if image.shape[1::-1] != size:
                 raise ValueError(

@@ -75,7 +75,12 @@ def export_network(
             raise RuntimeError(f"{folder / name}: not the network's genotype")
     for name in (name for name in STATE_DICTS if name not in left_out):
         to_names, from_names = STATE_DICTS[name]
-        write_atomically(folder / name, to_bytes(to_names(network)))
+        has_second_bn = network.config["stem"] == "cifar" or name == "nni.pt"
+        if network.config["auxiliary_second_bn"] == has_second_bn:
+            written = network
+        else:  # that code's auxiliary head, if any, is another one; it can do without
+            written = without_auxiliary_head(network)
+        write_atomically(folder / name, to_bytes(to_names(written)))
         readers[name] = lambda path, read=from_names: read(load_file(path), genotype)
 
     if hasattr(network, "auxiliary_head"):
@@ -119,6 +124,15 @@ def export_network(
     }
     _write_text(folder / "export.json", json.dumps(content, indent=2, default=str))
     return content
+
+
+def without_auxiliary_head(network: Network) -> Network:
+    """Return a copy without the auxiliary head, which only training uses."""
+    with torch.device("meta"):
+        bare = Network(network.genotype, **network.config | {"auxiliary": False})
+    kept = {k: t for k, t in network.state_dict().items() if k in bare.state_dict()}
+    bare.load_state_dict(kept, assign=True)
+    return bare.eval()
 
 
 def _left_out(network: Network) -> dict[str, str]:

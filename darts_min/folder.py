@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -97,19 +97,32 @@ def _image_paths(folder: Path, inside: tuple[Path, ...]) -> list[str]:
     return sorted(paths)
 
 
-def read_image(path: str | Path, image_size: int | None = None) -> np.ndarray:
-    """Read an image as RGB, (H, W, 3) uint8, resized to a square where a size is given.
+def read_image(path: str | Path, image_size: int | None = None, crop: bool = False) -> np.ndarray:
+    """Read an image as RGB, (H, W, 3) uint8, turned as its EXIF tag says.
 
-    Raises ValueError if it cannot be read, or is larger than Pillow's limit against image bombs.
+    To a square of `image_size`, where given, it is squeezed; or with `crop`, as the original code
+    does for ImageNet, its middle is cut out, 7/8 of the shorter side. Raises ValueError if it
+    cannot be read, has more than 8 bits, or is larger than Pillow's limit against image bombs.
     """
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")
-            if image_size and image.size != (image_size, image_size):
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                raise ValueError(f"mode {image.mode} has more than 8 bits; save it as 8-bit RGB")
+            image = ImageOps.exif_transpose(image).convert("RGB")
+            if image_size and crop:
+                image = middle(image, image_size)
+            elif image_size and image.size != (image_size, image_size):
                 image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises whatever a damaged file leads it to
         raise ValueError(f"image {path} cannot be read: {error}") from None
+
+
+def middle(image: Image.Image, image_size: int) -> Image.Image:
+    from torchvision.transforms import v2  # slow to import, and not needed for other datasets
+
+    resize, cut_out = v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size)
+    return cut_out(resize(image))
 
 
 def fits_in_memory(num_images: int, image_size: int, device: torch.device) -> bool:
@@ -133,8 +146,8 @@ class FileLoader:
 
     For training (`augment`) the order is shuffled anew in each epoch, incomplete batches are
     dropped, and images are cropped at random, flipped and changed in colour; otherwise every image
-    comes once, in order, its middle square of 7/8 of the shorter side. `key` and `shard` are those
-    of `data.Loader`. `num_workers` processes read the files, 0: this one. Raises ValueError where
+    comes once, in order, as `read_image` gives it with `crop`. `key` and `shard` are those of
+    `data.Loader`. `num_workers` processes read the files, 0: this one. Raises ValueError where
     not a single batch can be filled, and during an epoch on an image that cannot be read.
     """
 
@@ -150,11 +163,12 @@ class FileLoader:
         num_workers: int = 4,
         memory_format: torch.memory_format = torch.channels_last,
         shard: tuple[int, int] = (0, 1),
+        crop: bool = True,
     ):
         self.batches = Batches(len(files.labels), batch_size, key, augment, shard)
         if image_size < 8:
             raise ValueError(f"image size {image_size}: must be at least 8")
-        self.reader, self.image_size = _Reader(files.paths, image_size, augment), image_size
+        self.reader, self.image_size = _Reader(files.paths, image_size, augment, crop), image_size
         self.labels, self.device, self.num_workers = files.labels, device, num_workers
         self.memory_format = memory_format
         mean, std = (s.to(device) for s in statistics)
@@ -193,19 +207,18 @@ class FileLoader:
 class _Reader:
     """Reads and transforms batches; this is what a worker process has of the loader."""
 
-    def __init__(self, paths: np.ndarray, image_size: int, augment: bool):
-        from torchvision.transforms import v2  # slow to import, and not needed for other datasets
-
-        self.paths = paths
+    def __init__(self, paths: np.ndarray, image_size: int, augment: bool, crop: bool):
+        self.paths, self.image_size, self.crop, self.transform = paths, image_size, crop, None
         if augment:
-            steps = [
-                v2.RandomResizedCrop(image_size),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
-            ]
-        else:
-            steps = [v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size)]
-        self.transform = v2.Compose(steps)
+            from torchvision.transforms import v2
+
+            self.transform = v2.Compose(
+                [
+                    v2.RandomResizedCrop(image_size),
+                    v2.RandomHorizontalFlip(),
+                    v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
+                ]
+            )
 
     def __getitem__(self, request: tuple[np.ndarray, np.ndarray]) -> Tensor | ValueError:
         """Return the images at `index` (N, H, W, 3) uint8, each transformed under its own seed.
@@ -216,6 +229,9 @@ class _Reader:
         with torch.random.fork_rng(devices=[]):  # with no workers this is the main process
             for path, seed in zip(self.paths[request[0]], request[1], strict=True):
                 try:
+                    if self.transform is None:
+                        images.append(read_image(path, self.image_size, self.crop))
+                        continue
                     image = Image.fromarray(read_image(path))
                 except ValueError as error:
                     return error

@@ -143,8 +143,9 @@ def check_sizes(num_classes: int, init_channels: int, num_cells: int, in_channel
         ("num_cells", num_cells, 3),
         ("in_channels", in_channels, 1),
     ):
-        if value < least:
-            raise ValueError(f"{name} {value}: must be at least {least}")
+        if not least <= value <= 100_000:
+            rule = f"at least {least}" if value < least else "at most 100000"
+            raise ValueError(f"{name} {value}: must be {rule}")
 
 
 def parse_genotype(source: str | Path) -> Genotype:

@@ -1,7 +1,10 @@
 """Files that hold a network: ours, the shipped one, named downloads, and those of other codes."""
 
 import hashlib
+import http.client
+import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -17,10 +20,16 @@ from darts_min.convert import (
     network_from_pytorchcv,
     network_from_quark0,
 )
-from darts_min.genotypes import format_genotype, parse_genotype
+from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHIPPED = Path(__file__).parent / "pretrained"
+
+
+# RuntimeError: an archive with a password.
+DOWNLOAD_ERRORS = (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DOWNLOAD_ERRORS += (http.client.HTTPException,)
 
 
 class Download(NamedTuple):
@@ -61,12 +70,13 @@ def load_network(path_or_name: str | Path, genotype: str | None = None) -> Netwo
 
     Takes a file, a run folder of train_final.py, or one of `names()`. A state dict of another code
     needs its `genotype` (in any form that `parse_genotype` reads) unless it is a published one that
-    `infer_genotype` recognises. `.details` are what `save_network` was given, {} for a state dict.
-    Code in a file is never run. Raises a ValueError of one line if the file is not there, damaged,
-    or of no known form.
+    `infer_genotype` recognises; then `.details["inferred"]` is its name, because a cell with the
+    same operations on other states cannot be told from it. Otherwise `.details` are what
+    `save_network` was given. Code in a file is never run. Raises a ValueError of one line if the
+    file is not there, damaged, or of no known form.
     """
     path = Path(path_or_name)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike path.exists(), also False for names too long
         if str(path_or_name) not in names():
             raise ValueError(f"network {path}: neither a file nor one of {', '.join(names())}")
         path = _find(str(path_or_name))
@@ -91,7 +101,7 @@ def save_network(
     """Write the file that `load_network` reads; `details` are plain values kept beside it.
 
     What evaluation on the training data's kind of images needs belongs there: `classes`, `mean`,
-    `std`, `image_size`. `dtype` is that of the stored weights.
+    `std`, `image_size`, `crop` (see `folder.read_image`). `dtype` is that of the stored weights.
     """
     state_dict = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -120,6 +130,13 @@ def _from_ours(content: dict[str, Any]) -> Network:
         state_dict = {k: t.float() if t.is_floating_point() else t for k, t in state_dict.items()}
         network.load_state_dict(state_dict, assign=True)
         network.details = dict(content["details"])
+        for key, size in (
+            ("classes", config["num_classes"]),
+            ("mean", config["in_channels"]),
+            ("std", config["in_channels"]),
+        ):
+            if len(network.details.get(key, range(size))) != size:
+                raise ValueError(f"{len(network.details[key])} {key} for {size}")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"damaged: {' '.join(str(error).split())}") from None
     return network.eval()
@@ -139,17 +156,20 @@ def _from_state_dict(content: Any, genotype: str | None) -> Network:
         )
     if form is None:
         raise ValueError("neither a network file nor a state dict of the original code's or NNI's")
+    details = {}
     if form == "pytorchcv":
-        network = network_from_pytorchcv(content).float()
+        network = network_from_pytorchcv(content)
     else:
         try:
             cells = parse_genotype(genotype) if genotype else infer_genotype(content)
         except ValueError as error:
             raise ValueError(f"{error}{'' if genotype else '; give --genotype'}") from None
+        if not genotype:
+            (details["inferred"],) = (name for name in PUBLISHED if PUBLISHED[name] == cells)
         convert = network_from_nni if form == "nni" else network_from_quark0
-        network = convert(content, cells).float()
-    network.details = {}
-    return network
+        network = convert(content, cells)
+    network.details = details
+    return network.float()
 
 
 def _check_tensors(state_dict: Any) -> None:
@@ -159,9 +179,15 @@ def _check_tensors(state_dict: Any) -> None:
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"neither a network file nor a state dict: {key!r} is not a tensor")
-        bytes_needed = tensor.numel() * tensor.element_size()
-        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < bytes_needed:
-            raise ValueError(f"{key} is not an ordinary tensor of shape {tuple(tensor.shape)}")
+        is_count = key.endswith("num_batches_tracked") and tensor.dtype == torch.int64
+        if (
+            tensor.layout != torch.strided
+            or tensor.device.type == "meta"
+            or (tensor.dtype not in FLOATS and not is_count)
+            or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
+        ):
+            kind = f"{tensor.dtype}, shape {tuple(tensor.shape)}"
+            raise ValueError(f"{key} is not an ordinary tensor of real numbers ({kind})")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{key} holds values that are not finite")
 
@@ -174,15 +200,15 @@ def _find(name: str) -> Path:
     archive = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     path = archive.with_name(member or archive.name)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(archive), progress=False)
             if member is not None:
                 with zipfile.ZipFile(archive) as opened:
                     content = opened.read(member)
                 write_atomically(path, content)
                 archive.unlink()
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except DOWNLOAD_ERRORS as error:
             raise ValueError(
                 f"network {name} could not be downloaded from {url} ({error}); if you have the "
                 "file, give its path instead of the name"

@@ -55,7 +55,7 @@ def test_the_largest_width_that_fits_is_named(stem, step, limit):
 
 def test_limits_that_nothing_meets_are_said_to_be_so():
     with pytest.raises(ValueError, match="no number fits"):
-        check_cost(make, 4, 32, 1e-6, 1e9)
+        check_cost(make, 4, 32, 1e-6, None)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,15 @@ def test_the_forecast_leaves_the_first_steps_out_and_passes_every_batch_on(monke
     clock, lines = [0.0], []
     monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
     seen = []
-    for i in forecast(range(30), 1000, lines.append):
+    for i in forecast(range(30), 1000, lines.append, 30):
         seen.append(i)
         clock[0] += 100.0 if i < 3 else 0.5
     assert seen == list(range(30))
-    assert lines == ["0.500 s a step: about 8 min for the whole run"]
+    assert lines == ["0.500 s a step: about 8 min to go"]
 
 
-def test_a_pass_too_short_to_time_gives_no_forecast():
-    lines = []
-    assert list(forecast(range(5), 1000, lines.append)) == list(range(5)) and not lines
+@pytest.mark.parametrize("length, lines", [(1, 0), (2, 0), (3, 1), (5, 1), (13, 1), (14, 1)])
+def test_a_short_pass_is_timed_on_the_steps_that_it_has(length, lines):
+    logged = []
+    assert list(forecast(range(length), 1000, logged.append, length)) == list(range(length))
+    assert len(logged) == lines

@@ -229,3 +229,15 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
             export_network(make(), tmp_path / folder, 8, DETAILS)
     assert [file.name for file in tmp_path.iterdir()] == ["network.pt2"]
     assert (tmp_path / "network.pt2").read_text() == "mine"
+
+
+@pytest.mark.parametrize("second_bn", [True, False])
+def test_an_auxiliary_head_that_a_code_does_not_know_is_left_out(tmp_path, no_onnx, second_bn):
+    network = make(stem="imagenet", auxiliary_second_bn=second_bn)
+    export_network(network, tmp_path / "new", 32, DETAILS)
+    for name, known in (("quark0.pt", not second_bn), ("nni.pt", second_bn)):
+        keys = load_file(tmp_path / "new" / name).keys()
+        assert any(key.startswith("auxiliary_head.") for key in keys) == known
+        assert any(key.startswith("auxiliary_head.features.6.") for key in keys) == (
+            known and second_bn
+        )
