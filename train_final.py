@@ -28,6 +28,7 @@ from darts_min.checkpoint import (
     open_run,
     random_state,
     set_random_state,
+    table,
     versions,
 )
 from darts_min.cost import check_cost, count_multiply_adds, count_parameters, forecast
@@ -527,8 +528,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 def report_start(writer, args, genotype, pictures) -> None:
     """Write arguments, genotype and pictures to TensorBoard."""
-    rows = [f"| {key} | {value} |" for key, value in vars(args).items()]
-    writer.add_text("arguments", "\n".join(["| argument | value |", "|---|---|", *rows]))
+    writer.add_text("arguments", table(vars(args)))
     writer.add_text("genotype", f"`{format_genotype(genotype, 'quark0')}`")
     for name, picture in pictures.items():
         writer.add_image(name, np.asarray(picture), dataformats="HWC")

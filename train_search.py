@@ -26,6 +26,7 @@ from darts_min.checkpoint import (
     open_run,
     random_state,
     set_random_state,
+    table,
     versions,
 )
 from darts_min.cost import count_multiply_adds, count_parameters, forecast
@@ -413,12 +414,6 @@ def main(argv: list[str] | None = None) -> dict:
         run.log(f"next: python train_final.py {data} --genotype {run.path}")
         run.check_written()
     return result
-
-
-def table(values: dict) -> str:
-    """Write `values` as a Markdown table, for TensorBoard."""
-    rows = [f"| {key} | {value} |" for key, value in values.items()]
-    return "\n".join(["| argument | value |", "|---|---|", *rows])
 
 
 def report(writer, model, record, pictures) -> None:

@@ -1,5 +1,6 @@
 """Run folders, atomic files, and checkpoints that a run continues from."""
 
+import html
 import io
 import json
 import os
@@ -358,6 +359,14 @@ def check_same_arguments(now: dict[str, Any], before: dict[str, Any]) -> None:
     if changed:
         listed = ", ".join(f"{name} (was {before[name]}, now {now.get(name)})" for name in changed)
         raise ValueError(f"--resume with other arguments would change the result: {listed}")
+
+
+def table(values: dict[str, Any]) -> str:
+    """Write `values` as a Markdown table for TensorBoard, in which nothing is markup."""
+    rows = [
+        (name, html.escape(str(value)).replace("|", "&#124;")) for name, value in values.items()
+    ]
+    return "\n".join(["| argument | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
 
 
 def versions() -> dict[str, str]:

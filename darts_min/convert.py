@@ -49,7 +49,7 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
     Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
-    state_dict = _unwrapped(state_dict)
+    state_dict = unwrapped(state_dict)
     stem, classifier = _sizes(state_dict, "stem.0.weight")
     if len(alphas) != 2 or alphas[0].dim() != 2 or alphas[0].shape != alphas[1].shape:
         shapes = [tuple(alpha.shape) for alpha in alphas]
@@ -63,7 +63,7 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
     supernet = Supernet(
         num_classes=classifier[0],
         init_channels=stem[0] // 3,
-        num_cells=_count(state_dict, r"cells\.(\d+)\."),
+        num_cells=count_distinct(state_dict, r"cells\.(\d+)\."),
         num_nodes=num_nodes,
         in_channels=stem[1],
     ).to(state_dict["stem.0.weight"])
@@ -155,8 +155,8 @@ def network_from_quark0(state_dict: StateDict, genotype: Genotype) -> Network:
     Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
-    state_dict = _unwrapped(state_dict)
-    num_cells = _count(state_dict, r"cells\.(\d+)\.")
+    state_dict = unwrapped(state_dict)
+    num_cells = count_distinct(state_dict, r"cells\.(\d+)\.")
     return _from_names(state_dict, genotype, num_cells, "quark0")
 
 
@@ -166,7 +166,7 @@ def network_from_nni(state_dict: StateDict, arch: dict | Genotype) -> Network:
     Errors as in `network_from_quark0`.
     """
     genotype = arch if isinstance(arch, Genotype) else parse_genotype(repr(arch))
-    state_dict = _unwrapped(state_dict)
+    state_dict = unwrapped(state_dict)
     blocks = {match[0] for key in state_dict if (match := re.match(r"stages\.\d+\.\d+\.", key))}
     return _from_names(state_dict, genotype, len(blocks), "nni")
 
@@ -185,7 +185,7 @@ def network_from_pytorchcv(state_dict: StateDict) -> Network:
             genotype,
             num_classes=len(values[-1]),
             init_channels=2 * len(values[0]),
-            num_cells=_count(state_dict, r"features\.(stage\d+\.unit\d+)\."),
+            num_cells=count_distinct(state_dict, r"features\.(stage\d+\.unit\d+)\."),
             auxiliary=False,
             in_channels=values[0].size(1),
             stem="imagenet",
@@ -210,78 +210,6 @@ def network_to_nni(network: Network) -> dict[str, Tensor]:
     NNI's auxiliary head always has a second BN; one that is not here is not written.
     """
     return _to_names(network, "nni")
-
-
-def form_of(state_dict: StateDict) -> str | None:
-    """Return "quark0", "quark0 search", "nni", "pytorchcv", or None: whose names these are."""
-    keys = list(_unwrapped(state_dict))
-    if any(key.startswith("stages.") for key in keys):
-        return "nni"
-    if any(key.startswith("features.stage1.unit1.body.") for key in keys):
-        return "pytorchcv"
-    if any(re.match(r"cells\.\d+\._ops\.\d+\._ops\.", key) for key in keys):
-        return "quark0 search"
-    is_quark0 = any(re.match(r"cells\.\d+\.(preprocess1\.op|_ops)\.", key) for key in keys)
-    return "quark0" if is_quark0 else None
-
-
-def infer_genotype(state_dict: StateDict) -> Genotype:
-    """Return the one published genotype that has the operations of a quark0 or NNI state dict.
-
-    The kernels tell the operations, up to pools and identity skips, which have no weights. Nothing
-    tells which states they read, so that a cell of nobody's list cannot be inferred. Raises a
-    ValueError with the genotypes that fit if there are several, and with the operations if none
-    does.
-    """
-    cells = _operations(_unwrapped(state_dict))
-    fitting = [
-        name
-        for name, genotype in PUBLISHED.items()
-        if all(
-            len(cell) == len(slots)
-            and all(op in ops for (op, _), ops in zip(cell, slots, strict=True))
-            for cell, slots in ((genotype.normal, cells[0]), (genotype.reduce, cells[1]))
-        )
-    ]
-    if len(fitting) > 1:
-        raise ValueError(f"several genotypes fit: {', '.join(fitting)}")
-    if not fitting:
-        normal, reduce = (" ".join("|".join(ops) for ops in slots) for slots in cells)
-        raise ValueError(
-            f"no published genotype has the operations of this state dict (normal: {normal}; "
-            f"reduce: {reduce}), and it does not say on which states they are"
-        )
-    return PUBLISHED[fitting[0]]
-
-
-def _operations(state_dict: StateDict) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """Return the operations that are possible in each slot of the normal and the reduction cell."""
-    quark0 = r"cells\.(?P<cell>\d+)\._ops\.(?P<slot>\d+)\.(op\.)?(?P<layer>\w+)\.weight"
-    nni = r"stages\.(?P<cell>\d+\.\d+)\.ops\.(?P<node>\d+)\.(?P<slot>\d+)\.(?P<layer>\w+)\.weight"
-    num_cells = _count(state_dict, r"cells\.(\d+)\.")
-    reductions = {"1.0", "2.0", str(num_cells // 3), str(2 * num_cells // 3)}
-    layers: list[dict[int, dict[str, Tensor]]] = [{}, {}]
-    for key, tensor in state_dict.items():
-        if match := re.match(quark0, key) or re.match(nni, key):
-            slot = int(match["slot"]) + 2 * int(match.groupdict().get("node", 0))
-            kind = match["cell"] in reductions
-            layers[kind].setdefault(slot, {})[match["layer"]] = tensor
-    cells = []
-    num_slots = max([8, *(slot + 1 for cell in layers for slot in cell)])
-    if num_slots > 100:
-        raise ValueError(f"state dict: operation {num_slots - 1} of a cell")
-    for cell in layers:
-        slots = []
-        for slot in range(num_slots):
-            if slot not in cell:
-                slots.append(("max_pool_3x3", "avg_pool_3x3", "skip_connect"))
-            elif "1" not in cell[slot]:
-                slots.append(("skip_connect",))
-            else:
-                size = (cell[slot]["1"].shape or (0,))[-1]
-                slots.append((f"{'sep' if '5' in cell[slot] else 'dil'}_conv_{size}x{size}",))
-        cells.append(slots)
-    return cells[0], cells[1]
 
 
 def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
@@ -353,7 +281,8 @@ def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form:
     return network.eval()
 
 
-def _unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
+def unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
+    """Take off the prefix of DataParallel and the wrapping of NNI's drop path."""
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): t for key, t in state_dict.items()}
     wrapping = re.compile(r"(stages\.\d+\.\d+\.ops\.\d+\.\d+)\.0\.(?=\d+\.|conv_|bn\.)")
@@ -380,7 +309,8 @@ def _misfit(state_dict: StateDict, key: str, shape: tuple[int, ...]) -> str | No
     return None if found == shape else f"{key}: shape {found}, not {shape}"
 
 
-def _count(state_dict: StateDict, pattern: str) -> int:
+def count_distinct(state_dict: StateDict, pattern: str) -> int:
+    """Count what the group of `pattern` is in the keys."""
     return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
 
 

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor
 
 from darts_min.checkpoint import load_file, to_bytes, write_atomically
-from darts_min.convert import (
-    form_of,
-    infer_genotype,
-    network_from_nni,
-    network_from_pytorchcv,
-    network_from_quark0,
-)
+from darts_min.convert import network_from_nni, network_from_pytorchcv, network_from_quark0
 from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
+from darts_min.recognise import form_of, infer_genotype
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHIPPED = Path(__file__).parent / "pretrained"
