@@ -1,0 +1,65 @@
+"""The network that ships. Oracles: its own file, and the count of right answers on 500 images.
+
+The images are those of the model card; the folder that holds them is `CIFAR10_FOLDER`, or
+`data/cifar10`.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import darts_min
+from darts_min import load_network
+from darts_min.cost import count_multiply_adds, count_parameters
+from darts_min.data import Images, Loader
+from darts_min.evaluation import evaluate
+from darts_min.folder import read_image
+from darts_min.genotypes import PUBLISHED
+from darts_min.weights import names
+
+NAME = "darts_v2_c16_l8_cifar10"
+ROOT = Path(__file__).parent.parent
+FOLDER = Path(os.environ.get("CIFAR10_FOLDER", ROOT / "data" / "cifar10"))
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def test_it_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = load_network(NAME)
+    assert names()[0] == NAME and network.genotype == PUBLISHED["DARTS_V2"]
+    assert network.config["init_channels"] == 16 and network.config["num_cells"] == 8
+    assert network.details["classes"] == CLASSES and network.details["image_size"] == 32
+    assert count_parameters(network) == 246_106
+    assert round(count_multiply_adds(network) / 1e6, 1) == 43.4
+
+
+def test_its_file_is_small_and_its_card_names_the_accuracy():
+    folder = Path(darts_min.__file__).parent / "pretrained"
+    assert (folder / f"{NAME}.pt").stat().st_size < 2_000_000
+    accuracy = load_network(NAME).details["test_accuracy"]
+    card = (folder / f"{NAME}.md").read_text()
+    assert f"{100 * accuracy:.2f} %" in card
+    assert f"{100 * accuracy:.2f} %" in (ROOT / "README.md").read_text()
+
+
+def test_torch_hub_gives_the_same_network():
+    network = torch.hub.load(str(ROOT), NAME, source="local")
+    for key, tensor in load_network(NAME).state_dict().items():
+        assert torch.equal(network.state_dict()[key], tensor)
+    new = torch.hub.load(str(ROOT), NAME, source="local", pretrained=False)
+    assert new.config == network.config and new.training
+    assert not torch.equal(new.classifier.weight, network.classifier.weight)
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no images of CIFAR-10 in {FOLDER}")
+def test_it_knows_500_images():
+    paths = [sorted((FOLDER / "test" / name).iterdir())[:50] for name in CLASSES]
+    images = torch.stack([torch.tensor(read_image(p)) for of_class in paths for p in of_class])
+    labels = torch.arange(10).repeat_interleave(50)
+    network = load_network(NAME)
+    statistics = torch.tensor(network.details["mean"]), torch.tensor(network.details["std"])
+    loader = Loader(Images(images, labels), 250, statistics)
+    errors = int(evaluate(network, loader, 10).class_errors.sum())
+    assert abs(errors - 54) <= 2  # other JPEG decoders may differ in the last bit
