@@ -374,7 +374,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     guard = FiniteGuard(args.on_nonfinite == "skip")
     progress = {"epoch": 0, "step": 0, "lr": args.w_lr, "skipped": 0}
-    history, totals = [], torch.zeros(3, device=device)
+    history, totals = [], torch.zeros(3, dtype=torch.float64, device=device)
 
     def save(step: int) -> None:
         progress["step"], progress["skipped"] = step, guard.skipped
