@@ -288,6 +288,7 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
     run.save_text("genotype.json", format_genotype(network.genotype, "json") + "\n")
     run.save_json("result.json", result)
     run.log(f"result: {run / 'result.json'}")
+    run.check_written()
     return result
 
 

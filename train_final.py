@@ -20,18 +20,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from darts_min.checkpoint import (
-    check_same_arguments,
-    newest_folder,
-    open_run,
-    random_state,
-    set_random_state,
-    table,
-    versions,
-)
-from darts_min.cost import check_cost, count_multiply_adds, count_parameters, forecast
+from darts_min.checkpoint import newest_folder, open_run, table, versions
+from darts_min.cost import check_cost, count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
     IN_MEMORY,
@@ -43,12 +34,12 @@ from darts_min.data import (
 from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
-from darts_min.finite import FiniteGuard
 from darts_min.folder import ImageFiles
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
-from darts_min.schedules import SCHEDULES, change_epochs, learning_rate_factor
+from darts_min.progress import Progress
+from darts_min.schedules import SCHEDULES, learning_rate_factor
 from darts_min.weights import load_network, save_network
 
 DEMO = {
@@ -213,10 +204,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def train_epoch(
-    model, batches, optimizer, scheduler, scaler, autocast, guard, processes, totals, args
-):
-    """Train on `batches`; add loss (without the auxiliary), correct answers, images to `totals`."""
+def train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args):
+    """Train on `batches`; the loss that `progress` gets is without the auxiliary one."""
     for x, target in batches:
         with autocast():
             output = model(x)
@@ -229,16 +218,17 @@ def train_epoch(
         optimizer.zero_grad()
         scaler.scale(objective).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.w_grad_clip or math.inf)
+        trained = [p for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         total = objective.detach().clone()
-        processes.average([total])
+        progress.processes.average([total])
         total = total if scaler.is_enabled() else total + norm
-        if not guard.rejects(total, model.named_parameters()):
+        gradients = ((name, p.grad) for name, p in model.named_parameters())
+        if not progress.guard.rejects("w", total, gradients):
+            torch.nn.utils.clip_grads_with_norm_(trained, args.w_grad_clip or math.inf, norm)
             scaler.step(optimizer)
             scaler.update()
-            correct = (logits.detach().argmax(1) == target).sum()
-            count = correct.new_tensor(len(target))
-            totals += torch.stack([loss.detach() * len(target), correct, count])
+            progress.add(loss, logits, target)
         scheduler.step()
 
 
@@ -258,7 +248,6 @@ def initialise(network: Network, base: Network, classes: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
-    started = time.time()
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
     processes = Processes(device)
@@ -372,42 +361,11 @@ def main(argv: list[str] | None = None) -> dict:
         "crop": in_files,
         "dataset": args.dataset,
     }
-    guard = FiniteGuard(args.on_nonfinite == "skip")
-    progress = {"epoch": 0, "step": 0, "lr": args.w_lr, "skipped": 0}
-    history, totals = [], torch.zeros(3, dtype=torch.float64, device=device)
-
-    def save(step: int) -> None:
-        progress["step"], progress["skipped"] = step, guard.skipped
-        run.save_checkpoint(
-            {name: item.state_dict() for name, item in stateful.items()}
-            | {
-                "progress": progress,
-                "totals": processes.sum(totals),
-                "history": history,
-                "args": vars(args),
-                "random_state": random_state(),
-                "seconds": time.time() - started,
-            }
-        )
-
     default = "runs/demo-final" if args.demo else "runs/final"
-    flags = sys.argv[1:] if argv is None else argv
-    with open_run("train_final.py", flags, default, vars(args), processes) as run:
+    with open_run("train_final.py", argv, default, vars(args), processes) as run:
+        progress = Progress(run, args, stateful, device)
         if args.resume:
-            state = run.load_checkpoint(device)
-            check_same_arguments(vars(args), state["args"])
-            for name, item in stateful.items():
-                item.load_state_dict(state[name])
-            set_random_state(state["random_state"])
-            history, progress = state["history"], state["progress"]
-            if processes.rank == 0:  # the sum of all, so far
-                totals.copy_(state["totals"])
-            guard.skipped = progress["skipped"]
-            started -= state["seconds"]
-            run.log(f"resumed in epoch {progress['epoch'] + 1}, after step {progress['step']}")
-            if args.epochs != state["args"]["epochs"]:
-                run.log(change_epochs(scheduler, state["args"]["epochs"], args.epochs, progress))
-        first_epoch = progress["epoch"]
+            progress.resume()
         run.log(
             f"training on {args.dataset}: {len(train.labels)} images, {num_classes} classes; "
             f"network with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on "
@@ -423,93 +381,61 @@ def main(argv: list[str] | None = None) -> dict:
         for name, picture in pictures.items():
             run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
         run.report(
-            partial(report_start, args=args, genotype=genotype, pictures=pictures), first_epoch
+            partial(report_start, args=args, genotype=genotype, pictures=pictures),
+            progress.epoch,
         )
 
-        # A batch of test images costs a forward pass, about a third of a step.
-        steps = (args.epochs - first_epoch) * (steps_per_epoch + len(test_loader) / 3)
-        for epoch in range(first_epoch, args.epochs):
-            epoch_started = time.time()
-            step = progress["step"]
-            if step == 0:
-                progress["lr"] = optimizer.param_groups[0]["lr"]
-                totals.zero_()
+        def save_result(record: dict) -> None:
+            accuracy = {"test_accuracy": record["test_accuracy"]}
+            write = partial(save_network, network, run / "network.pt", details | accuracy)
+            run.attempt("network.pt", write)
+
+        for epoch in progress.epochs():
             network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
-            batches = itertools.islice(train_loader.epoch(epoch, step), steps_per_epoch - step)
-            if epoch == first_epoch:
-                batches = forecast(batches, steps, run.log, steps_per_epoch - step)
-            batches = run.between_steps(batches, save, step)
-            hidden = None if processes.rank == 0 else True
-            batches = tqdm(
-                batches, total=steps_per_epoch, initial=step, leave=False, disable=hidden
-            )
-            try:
-                train_epoch(
-                    model,
-                    batches,
-                    optimizer,
-                    scheduler,
-                    scaler,
-                    autocast,
-                    guard,
-                    processes,
-                    totals,
-                    args,
-                )
-            except FloatingPointError as error:
-                lr = optimizer.param_groups[0]["lr"]
-                place = f"epoch {epoch + 1}, step {run.step + 1}, lr {lr:.4g}"
-                raise FloatingPointError(f"{place}: {error}") from None
-            batches = itertools.islice(test_loader, limit)
+            batches = train_loader.epoch(epoch, progress.step)
+            # A batch of test images costs a forward pass, about a third of a step.
+            batches = progress.training(batches, steps_per_epoch, len(test_loader) / 3)
+            train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
             processes.equalise(network.buffers())  # the running statistics
-            batches = run.in_evaluation(batches, lambda _: save(steps_per_epoch))
+            batches = progress.evaluation(itertools.islice(test_loader, limit))
             tested = evaluate(network, batches, num_classes, autocast, processes.sum)
 
-            loss_sum, correct, count = processes.sum(totals).tolist()
+            train_loss, train_accuracy = progress.means()
+            skipped = progress.guard.skipped
             record = {
                 "epoch": epoch + 1,
-                "lr": progress["lr"],
+                "lr": progress.lr,
                 "drop_path_prob": network.drop_path_prob,
-                "train_loss": loss_sum / max(1, count),
-                "train_accuracy": correct / max(1, count),
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
                 "test_loss": tested.loss,
                 "test_accuracy": tested.accuracy,
-                "skipped_batches": guard.skipped,
-                "seconds": time.time() - epoch_started,
+                "skipped_batches": skipped,
+                "seconds": time.time() - progress.epoch_started,
             }
-            history.append(record)
             run.log(
                 f"epoch {epoch + 1:3d}/{args.epochs}  lr {record['lr']:.4f}  "
                 f"train: loss {record['train_loss']:.3f}, "
                 f"accuracy {100 * record['train_accuracy']:.2f} %  "
                 f"test: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
-                f"{record['seconds']:.0f} s"
-                + (f"  {guard.skipped} batches skipped" if guard.skipped else "")
+                f"{record['seconds']:.0f} s" + (f"  {skipped} batches skipped" if skipped else "")
             )
             run.report(partial(report_epoch, record=record))
-            run.attempt(
-                "network.pt",
-                lambda: save_network(
-                    network,
-                    run / "network.pt",
-                    details | {"test_accuracy": history[-1]["test_accuracy"]},
-                ),
-            )
-            progress["epoch"] = epoch + 1
-            save(0)
-            run.stop_if_asked()
+            save_result(record)
+            progress.finish_epoch(record)
 
+        save_result(progress.history[-1])  # again: the run may have ended in between
         result = {
-            "test_accuracy": history[-1]["test_accuracy"],
-            "best_test_accuracy_optimistic": max(record["test_accuracy"] for record in history),
+            "test_accuracy": progress.history[-1]["test_accuracy"],
+            "best_test_accuracy_optimistic": max(r["test_accuracy"] for r in progress.history),
             "parameters_M": parameters,
             "multiply_adds_M": multiply_adds,
             "genotype": format_genotype(genotype, "quark0"),
-            "seconds": time.time() - started,
+            "seconds": time.time() - progress.started,
             "device": str(device),
             "versions": versions(),
             "args": vars(args),
-            "history": history,
+            "history": progress.history,
             "out_dir": str(run.path),
         }
         run.save_json("result.json", result)

@@ -18,18 +18,10 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from darts_min.architect import architecture_gradient
-from darts_min.checkpoint import (
-    check_same_arguments,
-    open_run,
-    random_state,
-    set_random_state,
-    table,
-    versions,
-)
-from darts_min.cost import count_multiply_adds, count_parameters, forecast
+from darts_min.checkpoint import open_run, table, versions
+from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
     Loader,
@@ -41,10 +33,10 @@ from darts_min.data import (
 from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
-from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype
 from darts_min.processes import Processes
-from darts_min.schedules import change_epochs, learning_rate_factor
+from darts_min.progress import Progress
+from darts_min.schedules import learning_rate_factor
 from darts_min.supernet import Supernet
 
 DEMO = {
@@ -137,14 +129,13 @@ def train_epoch(
     scheduler,
     scalers,
     autocast,
-    guard,
-    processes,
-    totals,
+    progress,
     xi,
     w_grad_clip,
     search,
 ):
-    """Train on `batches` by Alg. 1; add loss, correct answers and images of w's to `totals`."""
+    """Train on `batches` by Alg. 1; `progress` gets the losses of the w steps."""
+    guard, processes = progress.guard, progress.processes
     w_optimizer, alpha_optimizer = optimizers
     w_scaler, alpha_scaler = scalers
 
@@ -163,7 +154,7 @@ def train_epoch(
                 alpha.grad = grad
             norm = torch.stack(alpha_grads).norm()
             named = zip(("alphas_normal", "alphas_reduce"), alpha_grads, strict=True)
-            if alpha_scaler.is_enabled() or not guard.rejects(norm, named):
+            if alpha_scaler.is_enabled() or not guard.rejects("alpha", norm, named):
                 alpha_scaler.step(alpha_optimizer)
                 alpha_scaler.update()
 
@@ -177,20 +168,19 @@ def train_epoch(
         w_scaler.unscale_(w_optimizer)
         mean_loss = loss.detach().clone()
         processes.average([mean_loss, *(w.grad for w in model.weights())])
-        norm = torch.nn.utils.clip_grad_norm_(model.weights(), w_grad_clip or float("inf"))
+        norm = torch.nn.utils.get_total_norm([w.grad for w in model.weights()])
         total = mean_loss if w_scaler.is_enabled() else mean_loss + norm
-        if not guard.rejects(total, model.named_parameters()):
+        gradients = ((name, p.grad) for name, p in model.named_parameters())
+        if not guard.rejects("w", total, gradients):
+            torch.nn.utils.clip_grads_with_norm_(model.weights(), w_grad_clip or math.inf, norm)
             w_scaler.step(w_optimizer)
             w_scaler.update()
-            correct = (logits.detach().argmax(1) == target).sum()
-            count = correct.new_tensor(len(target))
-            totals += torch.stack([loss.detach() * len(target), correct, count])
+            progress.add(loss, logits, target)
         scheduler.step()
 
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
-    started = time.time()
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
     processes = Processes(device)
@@ -268,42 +258,11 @@ def main(argv: list[str] | None = None) -> dict:
         "alpha_scaler": alpha_scaler,
     }
 
-    guard = FiniteGuard(args.on_nonfinite == "skip")
-    progress = {"epoch": 0, "step": 0, "lr": args.w_lr, "skipped": 0}
-    history, totals = [], torch.zeros(3, dtype=torch.float64, device=device)
-
-    def save(step: int) -> None:
-        progress["step"], progress["skipped"] = step, guard.skipped
-        run.save_checkpoint(
-            {name: item.state_dict() for name, item in stateful.items()}
-            | {
-                "progress": progress,
-                "totals": processes.sum(totals),
-                "history": history,
-                "args": vars(args),
-                "random_state": random_state(),
-                "seconds": time.time() - started,
-            }
-        )
-
     default = "runs/demo-search" if args.demo else "runs/search"
-    flags = sys.argv[1:] if argv is None else argv
-    with open_run("train_search.py", flags, default, vars(args), processes) as run:
+    with open_run("train_search.py", argv, default, vars(args), processes) as run:
+        progress = Progress(run, args, stateful, device)
         if args.resume:
-            state = run.load_checkpoint(device)
-            check_same_arguments(vars(args), state["args"])
-            for name, item in stateful.items():
-                item.load_state_dict(state[name])
-            set_random_state(state["random_state"])
-            history, progress = state["history"], state["progress"]
-            if processes.rank == 0:  # the sum of all, so far
-                totals.copy_(state["totals"])
-            guard.skipped = progress["skipped"]
-            started -= state["seconds"]
-            run.log(f"resumed in epoch {progress['epoch'] + 1}, after step {progress['step']}")
-            if args.epochs != state["args"]["epochs"]:
-                run.log(change_epochs(scheduler, state["args"]["epochs"], args.epochs, progress))
-        first_epoch = progress["epoch"]
+            progress.resume()
         run.log(
             f"search on {args.dataset}: {len(w_half.labels)} images for w, "
             f"{len(alpha_half.labels)} for alpha, {num_classes} classes; supernet with "
@@ -312,64 +271,49 @@ def main(argv: list[str] | None = None) -> dict:
             f"{device}; run folder {run.path}"
         )
         run.save_json("args.json", vars(args))
-        run.report(lambda writer: writer.add_text("arguments", table(vars(args))), first_epoch)
+        run.report(lambda writer: writer.add_text("arguments", table(vars(args))), progress.epoch)
         genotype = model.genotype()
-        # Evaluation is a forward pass, about a third of a training pass; a step has two of those.
-        steps = (args.epochs - first_epoch) * steps_per_epoch * (1 + 1 / 6)
-        for epoch in range(first_epoch, args.epochs):
-            epoch_started = time.time()
-            step = progress["step"]
-            if step == 0:
-                progress["lr"] = w_optimizer.param_groups[0]["lr"]
-                totals.zero_()
-            # The alpha half is never the smaller one, so that it lasts for the epoch.
-            batches = zip(
-                w_loader.epoch(epoch, step), alpha_loader.epoch(epoch, step), strict=False
+
+        def save_result() -> None:
+            run.save_text("genotype.json", format_genotype(model.genotype(), "json") + "\n")
+
+        for epoch in progress.epochs():
+            batches = zip(  # the alpha half is never the smaller one: it lasts for the epoch
+                w_loader.epoch(epoch, progress.step),
+                alpha_loader.epoch(epoch, progress.step),
+                strict=False,
             )
-            batches = itertools.islice(batches, steps_per_epoch - step)
-            if epoch == first_epoch:
-                batches = forecast(batches, steps, run.log, steps_per_epoch - step)
-            batches = run.between_steps(batches, save, step)
-            hidden = None if processes.rank == 0 else True
-            batches = tqdm(
-                batches, total=steps_per_epoch, initial=step, leave=False, disable=hidden
+            # Evaluation is a forward pass, about a third of a training pass; a step has two.
+            batches = progress.training(batches, steps_per_epoch, steps_per_epoch / 6)
+            train_epoch(
+                model,
+                batches,
+                (w_optimizer, alpha_optimizer),
+                scheduler,
+                (w_scaler, alpha_scaler),
+                autocast,
+                progress,
+                xi=progress.lr if args.order == 2 else 0.0,
+                w_grad_clip=args.w_grad_clip,
+                search=epoch >= args.alpha_warmup_epochs,
             )
-            try:
-                train_epoch(
-                    model,
-                    batches,
-                    (w_optimizer, alpha_optimizer),
-                    scheduler,
-                    (w_scaler, alpha_scaler),
-                    autocast,
-                    guard,
-                    processes,
-                    totals,
-                    xi=progress["lr"] if args.order == 2 else 0.0,
-                    w_grad_clip=args.w_grad_clip,
-                    search=epoch >= args.alpha_warmup_epochs,
-                )
-            except FloatingPointError as error:
-                place = f"epoch {epoch + 1}, step {run.step + 1}, lr {progress['lr']:.4g}"
-                raise FloatingPointError(f"{place}: {error}") from None
-            batches = itertools.islice(eval_loader, limit)
-            batches = run.in_evaluation(batches, lambda _: save(steps_per_epoch))
+            batches = progress.evaluation(itertools.islice(eval_loader, limit))
             val = evaluate(model, batches, num_classes, autocast, processes.sum)
 
-            loss_sum, correct, count = processes.sum(totals).tolist()
+            train_loss, train_accuracy = progress.means()
+            skipped = progress.guard.skipped
             previous, genotype = genotype, model.genotype()
             record = {
                 "epoch": epoch + 1,
-                "lr": progress["lr"],
-                "train_loss": loss_sum / max(1, count),
-                "train_accuracy": correct / max(1, count),
+                "lr": progress.lr,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
                 "arch_loss": val.loss,
                 "arch_accuracy": val.accuracy,
-                "skipped_batches": guard.skipped,
-                "seconds": time.time() - epoch_started,
+                "skipped_batches": skipped,
+                "seconds": time.time() - progress.epoch_started,
                 "genotype": format_genotype(genotype, "quark0"),
             }
-            history.append(record)
             run.log(
                 f"epoch {epoch + 1:3d}/{args.epochs}  lr {record['lr']:.4f}  "
                 f"w half: loss {record['train_loss']:.3f}, "
@@ -377,7 +321,7 @@ def main(argv: list[str] | None = None) -> dict:
                 f"alpha half: loss {val.loss:.3f}, accuracy {100 * val.accuracy:.2f} %  "
                 f"{record['seconds']:.0f} s  "
                 f"genotype {'unchanged' if genotype == previous else 'changed'}"
-                + (f"  {guard.skipped} batches skipped" if guard.skipped else "")
+                + (f"  {skipped} batches skipped" if skipped else "")
             )
             pictures = {}
             for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
@@ -388,20 +332,19 @@ def main(argv: list[str] | None = None) -> dict:
                 )
             for name, picture in pictures.items():
                 run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
-            run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
+            save_result()
             run.report(partial(report, model=model, record=record, pictures=pictures))
-            progress["epoch"] = epoch + 1
-            save(0)
-            run.stop_if_asked()
+            progress.finish_epoch(record)
 
+        save_result()  # again: the run may have ended in between
         result = {
-            "arch_accuracy": history[-1]["arch_accuracy"],
+            "arch_accuracy": progress.history[-1]["arch_accuracy"],
             "genotype": format_genotype(genotype, "quark0"),
-            "seconds": time.time() - started,
+            "seconds": time.time() - progress.started,
             "device": str(device),
             "versions": versions(),
             "args": vars(args),
-            "history": history,
+            "history": progress.history,
             "out_dir": str(run.path),
         }
         run.save_json("result.json", result)

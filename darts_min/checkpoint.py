@@ -1,26 +1,23 @@
-"""Run folders, atomic files, and checkpoints that a run continues from."""
+"""Run folders: the files of a run, its checkpoints, what it prints, and how it is told to stop."""
 
+import errno
 import html
-import io
 import json
 import os
-import random
-import re
 import shlex
 import signal
 import sys
-import time
-import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from darts_min import __version__
+from darts_min.files import is_sealed, load_file, seal, to_bytes, write_atomically
 from darts_min.processes import Processes
 
 try:
@@ -35,29 +32,51 @@ FREE |= {"checkpoint_minutes", "checkpoint_cells", "max_params", "max_madds"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Patient:
+    """A text stream on which a full disk, or a reader that has gone away, is no error."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        self._attempt(self.stream.write, text)
+
+    def flush(self) -> None:
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, call: Callable, *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except BrokenPipeError:  # for good; else the interpreter would trip over it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except OSError:
+            pass  # what the stream still holds comes with the next line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class RunFolder:
     """A folder that holds one run: `log.txt`, `last.pt`, `genotype.json`, `result.json`, ...
 
     Without `resume`, a folder that exists and is not empty is refused; with it, one that holds no
     checkpoint is; and one that another process has open (ValueError). A file that the disk does not
     take is reported and tried again when it is next due: the run goes on. As a context, it turns
-    SIGINT and SIGTERM into a checkpoint after the current step and an exit with 130 or 143;
-    `command` is what the user is told to continue with. Of several processes, the first one alone
-    prints and writes, and all save and stop after the same step.
+    SIGINT and SIGTERM into a number in `signal`, on which the run is to `stop`: `command` is what
+    the user is then told to continue with. Of several processes, the first one alone prints and
+    writes.
     """
 
     def __init__(
         self,
         path: str | Path,
         resume: bool = False,
-        checkpoint_minutes: float = 10,
         command: str = "",
         processes: Processes | None = None,
     ):
         self.path, self.command = Path(path), command
         self.processes = processes or Processes(torch.device("cpu"))
         self.is_first = self.processes.rank == 0
-        self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.signal: int | None = None
         self.failures: dict[str, str] = {}
         self.writer: SummaryWriter | None = None
@@ -81,9 +100,12 @@ class RunFolder:
             raise ValueError(f"run folder {self.path} cannot be made: {error}") from None
         if fcntl is not None:
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"run folder {self.path} is in use by another process") from None
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not for its children
+            except OSError as error:  # a file system may also have no locks
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise ValueError(
+                        f"run folder {self.path} is in use by another process"
+                    ) from None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -94,12 +116,21 @@ class RunFolder:
                 raise SystemExit(128 + number)
             self.signal = number
 
+        def report_thread(fault: Any) -> None:
+            if type(fault.thread).__name__ != "_AsyncWriterThread":  # TensorBoard's: see `report`
+                self.excepthook(fault)
+
         self.handlers = {number: signal.signal(number, handle) for number in SIGNALS}
+        self.excepthook, threading.excepthook = threading.excepthook, report_thread
+        self.streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(Patient, self.streams)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        threading.excepthook = self.excepthook
+        sys.stdout, sys.stderr = self.streams
         if self.is_first:
             self.lock.close()
 
@@ -112,7 +143,8 @@ class RunFolder:
             self.failures.pop(what, None)
         except OSError as error:
             if what not in self.failures:
-                print(f"warning: {what} could not be written: {error}; going on", file=sys.stderr)
+                line = f"warning: {what} could not be written: {error}; going on"
+                tqdm.write(line, file=sys.stderr)
             self.failures[what] = str(error)
 
     def check_written(self) -> None:
@@ -123,7 +155,8 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         if self.is_first:
-            print(line, flush=True)
+            tqdm.write(line)  # above the bar, if there is one
+            sys.stdout.flush()
 
         def append() -> None:
             with open(self / "log.txt", "a", encoding="utf-8") as file:
@@ -150,13 +183,12 @@ class RunFolder:
         """Write `last.pt`, and keep the one before it as `previous.pt`."""
         if not self.is_first:
             return
-        content = to_bytes(state)
+        content = seal(to_bytes(state))
         last, previous = (self / name for name in CHECKPOINTS)
         self.attempt(
             "the checkpoint (the one before is whole)",
             lambda: write_atomically(last, content, keep_as=previous),
         )
-        self.saved_at = time.monotonic()
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any]:
         """Load the newest checkpoint that is whole; ValueError if there is none."""
@@ -168,6 +200,8 @@ class RunFolder:
             if (self / name).exists():
                 try:
                     state = load_file(self / name, device)
+                    if not is_sealed((self / name).read_bytes()):
+                        raise ValueError(f"file {self / name} is damaged, or is no checkpoint")
                 except ValueError as error:
                     problems.append(str(error))
                     continue
@@ -179,42 +213,11 @@ class RunFolder:
                 return state
         raise ValueError("; ".join(problems))
 
-    def between_steps(
-        self, batches: Iterable, save: Callable[[int], None], step: int = 0
-    ) -> Iterator:
-        """Pass `batches` on, of which `step` are done; between two, save when it is time.
-
-        `save(step)` is called `checkpoint_seconds` after the last one, and when a signal has come:
-        then the process ends.
-        """
-        self.step = step
-        for batch in batches:
-            yield batch
-            self.step = step = step + 1
-            is_time = time.monotonic() - self.saved_at >= self.checkpoint_seconds
-            number, is_time = self.processes.largest(self.signal or 0, is_time)
-            self.signal = number or None
-            if self.signal is not None or is_time:
-                save(step)
-            if self.signal is not None:
-                self.stop()
-
-    def in_evaluation(self, batches: Iterable, save: Callable[[int], None]) -> Iterable:
-        """Like `between_steps`; but several processes, which have unlike numbers of batches, go on
-        to the end of it."""
-        return batches if self.processes.number > 1 else self.between_steps(batches, save)
-
-    def stop_if_asked(self) -> None:
-        """End the process if a signal has come; the checkpoint must have been saved."""
-        (number,) = self.processes.largest(self.signal or 0)
-        self.signal = number or None
-        if self.signal is not None:
-            self.stop()
-
-    def stop(self) -> None:
-        name = signal.Signals(self.signal).name
+    def stop(self, number: int) -> None:
+        """End the process because of a signal; the checkpoint must have been saved."""
+        name = signal.Signals(number).name
         self.log(f"stopped by {name}; continue with: {self.command}")
-        raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + number)
 
     def save_text(self, name: str, text: str) -> None:
         self.attempt(name, lambda: write_atomically(self / name, text.encode()))
@@ -224,21 +227,25 @@ class RunFolder:
 
 
 def open_run(
-    script: str, flags: list[str], default: str, args: dict[str, Any], processes: Processes
+    script: str,
+    argv: list[str] | None,
+    default: str,
+    args: dict[str, Any],
+    processes: Processes,
 ) -> RunFolder:
     """Open the run folder of a script: `--out-dir`, a free one like `default`, or one to resume.
 
-    `flags` are the script's, from which the command to continue with is made.
+    From `argv`, or the process's own arguments, comes the command to continue with.
     """
     path = args["out_dir"]
     if path is None and processes.rank == 0:
         path = resumable_folder(default, args) if args["resume"] else free_folder(default)
     path = processes.from_first(path)
-    command = ["python", script, *flags]
-    command += [] if args["out_dir"] else ["--out-dir", str(path)]
-    command += [] if args["resume"] else ["--resume"]
-    command = shlex.join(command)
-    return RunFolder(path, args["resume"], args["checkpoint_minutes"], command, processes)
+    more = [] if args["out_dir"] else ["--out-dir", str(path)]
+    more += [] if args["resume"] else ["--resume"]
+    command = sys.argv if argv is None else [script, *argv]
+    command = f"{processes.launcher} {shlex.join([*command, *more])}"
+    return RunFolder(path, args["resume"], command, processes)
 
 
 def free_folder(path: str | Path) -> Path:
@@ -275,82 +282,6 @@ def newest_folder(path: str | Path, file: str) -> Path:
     if not folders:
         raise ValueError(f"there is no run folder {path} with a {file}")
     return max(folders, key=lambda folder: (folder / file).stat().st_mtime)
-
-
-def to_bytes(content: Any) -> bytes:
-    """Return what torch.save writes: a zip archive with a checksum of each of its parts."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
-
-
-def write_atomically(path: Path, content: bytes, keep_as: Path | None = None) -> None:
-    """Write a file so that at any moment `path` is the old one or the new one, whole.
-
-    `keep_as`: where the old one goes; for a moment it is only there.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_as is not None and path.exists():
-            os.replace(path, keep_as)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # else the new name may be lost with the power
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
-    """Load tensors and plain values; code in the file is never run. ValueError if that fails."""
-    try:
-        if zipfile.is_zipfile(path):  # torch.load does not check the checksums that it wrote
-            with zipfile.ZipFile(path) as archive:
-                if (part := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"checksum of {part}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about strange files, which end below
-            return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"file {path} does not exist") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"file {path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # torch.load raises whatever a damaged file leads it to
-        if named := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"file {path} is not loaded, because it holds a Python object ({named[1]}), and "
-                "loading one can run any code; in the program that made the file, save tensors "
-                "only: torch.save(model.state_dict(), FILE)"
-            ) from None
-        raise ValueError(f"file {path} is damaged, or was not written by torch.save") from None
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of every global random number generator, in plain values and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
-        "python": list(random.getstate()),
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    np.random.set_state(tuple(state["numpy"]))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 def check_same_arguments(now: dict[str, Any], before: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import load_file, to_bytes, versions, write_atomically
+from darts_min.checkpoint import versions
 from darts_min.convert import (
     network_from_nni,
     network_from_quark0,
     network_to_nni,
     network_to_quark0,
 )
+from darts_min.files import load_file, to_bytes, write_atomically
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 

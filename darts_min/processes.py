@@ -21,6 +21,11 @@ class Processes:
         self.device = device
         self.shard = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.rank, self.number = self.shard
+        self.launcher = "python"  # what this process was started with, for the user
+        if self.number > 1:
+            here = os.environ.get("LOCAL_WORLD_SIZE", str(self.number))
+            more = "" if here == str(self.number) else " ..."  # on several machines
+            self.launcher = f"torchrun --nproc-per-node {here}{more}"
         if self.number > 1 and not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)

@@ -12,8 +12,8 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import load_file, to_bytes, write_atomically
 from darts_min.convert import network_from_nni, network_from_pytorchcv, network_from_quark0
+from darts_min.files import load_file, to_bytes, write_atomically
 from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.recognise import form_of, infer_genotype

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import darts_min.export
-from darts_min.checkpoint import load_file, write_atomically
 from darts_min.convert import network_from_nni, network_from_quark0
 from darts_min.export import export_network
+from darts_min.files import load_file, write_atomically
 from darts_min.genotypes import Genotype, parse_genotype
 from darts_min.network import Network, fold_batch_norm
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from darts_min import load_network
-from darts_min.checkpoint import load_file
 from darts_min.convert import network_to_nni, network_to_quark0, supernet_to_quark0
+from darts_min.files import load_file
 from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.supernet import Supernet

@@ -1,0 +1,167 @@
+"""How far a run is, and everything that it needs to go on from there exactly."""
+
+import argparse
+import itertools
+import random
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from darts_min.checkpoint import RunFolder, check_same_arguments
+from darts_min.cost import forecast
+from darts_min.finite import FiniteGuard
+from darts_min.schedules import change_epochs
+
+
+class Progress:
+    """Epoch, step, learning rate, sums and records of a run; saves and resumes all its state.
+
+    `stateful` names everything with a state dict that the result depends on, one of them
+    "scheduler". `args` has epochs, checkpoint_minutes, on_nonfinite and whatever else must be the
+    same in a resumed run. Of several processes, all save and stop after the same step.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        args: argparse.Namespace,
+        stateful: dict[str, Any],
+        device: torch.device,
+    ):
+        self.run, self.args, self.stateful = run, args, stateful
+        self.scheduler, self.processes = stateful["scheduler"], run.processes
+        self.epoch = self.step = self.first_epoch = 0
+        self.lr = self.scheduler.get_last_lr()[0]  # at the start of the epoch
+        self.history: list[dict[str, Any]] = []
+        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.guard = FiniteGuard(args.on_nonfinite == "skip", self.place)
+        self.started, self.saved_at = time.time(), time.monotonic()
+
+    def place(self) -> str:
+        (lr,) = self.scheduler.get_last_lr()
+        return f"epoch {self.epoch + 1}, step {self.step + 1}, lr {lr:.4g}"
+
+    def save(self) -> None:
+        """Save a checkpoint; if a signal has come, end the process."""
+        self.run.save_checkpoint(
+            {name: item.state_dict() for name, item in self.stateful.items()}
+            | {
+                "progress": {
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "lr": self.lr,
+                    "skipped": self.guard.skipped,
+                },
+                "totals": self.processes.sum(self.totals),
+                "history": self.history,
+                "args": vars(self.args),
+                "random_state": random_state(),
+                "seconds": time.time() - self.started,
+            }
+        )
+        self.saved_at = time.monotonic()
+        (number,) = self.processes.largest(self.run.signal or 0)
+        if number:
+            self.run.stop(number)
+
+    def resume(self) -> None:
+        """Go to the state of the newest checkpoint; ValueError if it is of another run."""
+        state = self.run.load_checkpoint(self.totals.device)
+        check_same_arguments(vars(self.args), state["args"])
+        for name, item in self.stateful.items():
+            item.load_state_dict(state[name])
+        set_random_state(state["random_state"])
+        progress, self.history = state["progress"], state["history"]
+        self.epoch, self.step, self.lr = (progress[name] for name in ("epoch", "step", "lr"))
+        self.guard.skipped = progress["skipped"]
+        if self.processes.rank == 0:  # the sum of all, so far
+            self.totals.copy_(state["totals"])
+        self.first_epoch, self.started = self.epoch, self.started - state["seconds"]
+        self.run.log(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
+        before, now = state["args"]["epochs"], self.args.epochs
+        if now != before:
+            self.run.log(change_epochs(self.scheduler, before, now, progress))
+
+    def epochs(self) -> Iterator[int]:
+        """Give the numbers of the epochs to come, from 0."""
+        while self.epoch < self.args.epochs:
+            self.epoch_started = time.time()
+            if self.step == 0:
+                (self.lr,) = self.scheduler.get_last_lr()
+                self.totals.zero_()
+            yield self.epoch
+
+    def training(self, batches: Iterable, length: int, evaluation: float) -> Iterator:
+        """Pass on what is left of an epoch's `length` batches; between two, save when it is due.
+
+        `evaluation` is the work that the evaluation takes, in training steps.
+        """
+        left = length - self.step
+        batches = itertools.islice(batches, left)
+        if self.epoch == self.first_epoch:
+            steps = (self.args.epochs - self.epoch) * (length + evaluation)
+            batches = forecast(batches, steps, self.run.log, left)
+        hidden = None if self.processes.rank == 0 else True
+        bar = {"total": length, "initial": self.step, "leave": False, "disable": hidden}
+        for batch in tqdm(batches, **bar):
+            yield batch
+            self.step += 1
+            self._save_if_due()
+
+    def evaluation(self, batches: Iterable) -> Iterator:
+        """Pass `batches` on, and save when it is due.
+
+        Several processes, which have unlike numbers of them, go on to the end.
+        """
+        for batch in batches:
+            yield batch
+            if self.processes.number == 1:
+                self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        is_time = time.monotonic() - self.saved_at >= 60 * self.args.checkpoint_minutes
+        is_asked = self.run.signal is not None
+        if any(self.processes.largest(is_asked, is_time)):
+            self.save()
+
+    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """Add a batch to the epoch's sums of loss, correct answers and images."""
+        correct = (logits.detach().argmax(1) == target).sum()
+        count = correct.new_tensor(len(target))
+        self.totals += torch.stack([loss.detach() * len(target), correct, count])
+
+    def means(self) -> tuple[float, float]:
+        """Return loss and accuracy in [0, 1] of the epoch so far, over all processes."""
+        loss, correct, count = self.processes.sum(self.totals).tolist()
+        return loss / max(1, count), correct / max(1, count)
+
+    def finish_epoch(self, record: dict[str, Any]) -> None:
+        """Go on to the next epoch, and save."""
+        self.history.append(record)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.save()
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every global random number generator, in plain values and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "python": list(random.getstate()),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    np.random.set_state(tuple(state["numpy"]))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

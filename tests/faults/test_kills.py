@@ -1,0 +1,126 @@
+"""Processes that are killed (SIGKILL) and resumed; oracle: a run that nobody interrupted."""
+
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+from children import SCRIPTS, assert_same_result, before, die
+
+from darts_min import checkpoint, files
+from darts_min.checkpoint import RunFolder
+
+
+def kill_and_resume(run, name, folder, rng, seconds, kills):
+    """Run a script, kill it up to `kills` times; return how many hit a run, how many a save.
+
+    Every second one waits for a save to begin, and comes at a random moment of it. A run without
+    a checkpoint has nothing to resume: it begins again, and that kill is not counted.
+    """
+    hit = in_save = 0
+    while True:
+        resumes = any((folder / file).exists() for file in checkpoint.CHECKPOINTS)
+        if folder.exists() and not resumes:
+            shutil.rmtree(folder)
+        child = run(name, folder, *(["--resume"] if resumes else []))
+        if hit < kills:
+            child.process.join(rng.uniform(0, seconds))
+            if hit % 2:
+                child.wait_until((folder / "last.pt.tmp").exists)
+                child.process.join(rng.uniform(0, 0.005))
+            child.send(signal.SIGKILL) if child.process.is_alive() else None
+        code = child.wait()
+        if code == 0:
+            return hit, in_save
+        assert code == -signal.SIGKILL, child.printed()
+        hit += any((folder / file).exists() for file in checkpoint.CHECKPOINTS)
+        in_save += (folder / "last.pt.tmp").exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_killed_run_ends_as_an_uninterrupted_one(run, whole, tmp_path, name):
+    folder, seconds = whole(name)
+    hit = 0
+    for seed in range(10):  # a kill may come too early or too late
+        if hit == 0:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+            rng = random.Random(seed)
+            hit, _ = kill_and_resume(run, name, tmp_path / "run", rng, seconds, kills=1)
+    assert hit == 1
+    assert_same_result(tmp_path / "run", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, kills", [*zip(SCRIPTS, (17, 17, 16), strict=True)])
+def test_50_kills_at_random_moments_change_nothing(run, whole, tmp_path, name, kills):
+    folder, seconds = whole(name)
+    rng, done, in_saves, runs = random.Random(kills), 0, 0, 0
+    while done < kills:
+        path = tmp_path / f"run{runs}"
+        hit, in_save = kill_and_resume(run, name, path, rng, seconds, min(5, kills - done))
+        assert_same_result(path, folder)
+        done, in_saves, runs = done + hit, in_saves + in_save, runs + 1
+    assert done == kills
+    assert in_saves >= 3
+
+
+def write_half_and_die(path, mode):
+    file = open(path, mode)  # noqa: SIM115
+    write = file.write
+
+    class Half:
+        __exit__ = file.__exit__
+
+        def __enter__(self):
+            return self
+
+        def write(self, content):
+            write(content[: len(content) // 2])
+            file.flush()
+            die()
+
+    return Half()
+
+
+def save_until_killed(folder, call, number):
+    """Save 1, 2, ...; die at the call `number` of os.`call`, or in the writing of a file."""
+    if call == "write":
+        calls = iter(range(1, 9))
+        files.open = lambda path, *mode: (
+            write_half_and_die(path, *mode)
+            if path.suffix == ".tmp" and next(calls) == number
+            else open(path, *mode)  # noqa: SIM115
+        )
+    else:
+        before(os, call, number, die)
+    run = RunFolder(folder)
+    for step in range(1, 5):
+        run.save_checkpoint({"step": step, "w": torch.full((10_000,), float(step))})
+        print(step, flush=True)
+
+
+# A save calls fsync twice (file, folder) and replace twice (the old file, then the new one).
+# `open` and `close` are those of the folder, after which all is done.
+@pytest.mark.parametrize(
+    "call, number, step",
+    [
+        ("write", 3, 2),
+        ("fsync", 5, 2),
+        ("replace", 4, 2),  # the first save has no old file
+        ("replace", 5, 2),
+        ("open", 3, 3),
+        ("fsync", 6, 3),
+        ("close", 3, 3),
+    ],
+)
+def test_a_kill_in_a_save_leaves_the_checkpoint_before_or_the_new_one(
+    start, tmp_path, call, number, step
+):
+    child = start(save_until_killed, tmp_path / "run", call, number)
+    assert child.wait() == -signal.SIGKILL
+    assert child.printed().split() == ["1", "2"]
+    state = RunFolder(tmp_path / "run", resume=True).load_checkpoint(torch.device("cpu"))
+    assert state["step"] == step
+    assert torch.equal(state["w"], torch.full((10_000,), float(step)))

@@ -1,0 +1,131 @@
+"""Losses and gradients that are not finite; oracles: the state before the step, a run without.
+
+The fault is a factor of the gradient of one parameter, at chosen steps (from 1, of all epochs).
+"""
+
+import json
+import math
+
+import pytest
+from children import SCRIPTS, assert_same_result, exact, load
+
+import train_final
+import train_search
+from darts_min.checkpoint import RunFolder
+
+# The script, its model, a parameter that is not the first, and steps and lr of the second epoch.
+CASES = {
+    "search": (train_search, "Supernet", "cells.1.preprocess1.conv.weight", 3, "0.013"),
+    "final": (train_final, "Network", "classifier.weight", 6, "0.0125"),
+}
+KEYS = {"search": ("model", "w_optimizer"), "final": ("network", "optimizer")}  # in a checkpoint
+
+
+def multiply_gradient(model_class, name, factor, steps):
+    """Return a class of models for which the gradient of the parameter `name` is wrong."""
+
+    class Faulty(model_class):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            done = 0
+
+            def hook(gradient):
+                nonlocal done
+                done += 1
+                return gradient * factor if done in steps else gradient
+
+            self.get_parameter(name).register_hook(hook)
+
+    return Faulty
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Run a script with a fault; returns the weights and momenta after each step."""
+
+    def train(case, factor, steps, *more):
+        script, model_class, name, *_ = CASES[case]
+        faulty = multiply_gradient(getattr(script, model_class), name, factor, steps)
+        states, save = [], RunFolder.save_checkpoint
+
+        def keep(run, state):
+            model, optimizer = KEYS[case]
+            weights = {k: v for k, v in state[model].items() if k.endswith(("weight", "bias"))}
+            states.append(exact([weights, state[optimizer]["state"]]))
+            save(run, state)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(script, model_class, faulty)
+            patch.setattr(RunFolder, "save_checkpoint", keep)
+            arguments = [*SCRIPTS[case][1], "--out-dir", f"{tmp_path}/run", *more]
+            script.main([*arguments, "--checkpoint-minutes", "0"])
+        return states
+
+    return train
+
+
+@pytest.mark.parametrize("factor, word", [(math.nan, "nan"), (math.inf, "inf")])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_stops_before_the_weights_are_damaged_and_can_go_on(
+    train, whole, tmp_path, case, factor, word
+):
+    script, _, name, steps, lr = CASES[case]
+    place = f"epoch 2, step 2, lr {lr}: loss or gradient is not finite; "
+    with pytest.raises(FloatingPointError, match=place) as error:
+        train(case, factor, [steps + 2])
+    if word == "nan":  # inf * 0 = nan in the places where the gradient is 0
+        assert f"the largest gradient is {word}, in {name} (--on-nonfinite" in str(error.value)
+    state = load(tmp_path / "run")
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 1)
+    script.main([*SCRIPTS[case][1], "--out-dir", f"{tmp_path}/run", "--resume"])
+    assert_same_result(tmp_path / "run", whole(case)[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, tmp_path, case):
+    states = train(case, math.nan, [2], "--on-nonfinite", "skip")
+    assert states[1] == states[0] != states[2]
+    history = json.loads((tmp_path / "run" / "result.json").read_text())["history"]
+    assert [record["skipped_batches"] for record in history] == [1, 1]
+    assert "  1 batches skipped\n" in (tmp_path / "run" / "log.txt").read_text()
+    assert all(math.isfinite(record["train_loss"]) for record in history)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_tenth_in_a_row_stops_the_run(train, case):
+    steps = CASES[case][3]
+    epoch, step = 1 + 10 // steps, 1 + 10 % steps  # steps 2 to 11 are wrong
+    with pytest.raises(FloatingPointError, match=rf"epoch {epoch}, step {step}, .*10 batches in"):
+        train(case, math.nan, range(2, 100), "--on-nonfinite", "skip", "--epochs", "5")
+
+
+def test_an_alpha_gradient_that_is_not_finite_is_named(train, monkeypatch):
+    true = train_search.architecture_gradient
+
+    def wrong(*arguments):
+        normal, reduce = true(*arguments)
+        return [normal, reduce * math.nan]
+
+    monkeypatch.setattr(train_search, "architecture_gradient", wrong)
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1, .* nan, in alphas_reduce"):
+        train("search", 1.0, [])
+
+
+def test_the_script_ends_with_one_line_and_exit_code_1(run, tmp_path):
+    child = run("final", tmp_path / "run", fault=make_logits_nan)
+    assert child.wait() == 1
+    line = child.printed().splitlines()[-1]
+    assert line.startswith("train_final.py: error: epoch 1, step 1, lr 0.025: loss or gradient")
+    assert "Traceback" not in child.printed()
+
+
+def make_logits_nan():
+    from darts_min.network import Network
+
+    forward = Network.forward
+
+    def wrong(self, x):
+        logits = forward(self, x)
+        return logits if not self.training else tuple(part * math.nan for part in logits)
+
+    Network.forward = wrong
