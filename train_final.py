@@ -15,6 +15,7 @@ import itertools
 import math
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -31,7 +32,13 @@ from darts_min.data import (
     load_dataset,
     make_loader,
 )
-from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
+from darts_min.device import (
+    AMP_CHOICES,
+    choose_autocast,
+    choose_device,
+    choose_memory_format,
+    compile_cells,
+)
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.folder import ImageFiles
@@ -121,6 +128,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
     run.add_argument("--sync-bn", action="store_true", help="BN over all processes (CUDA)")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
     run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
@@ -132,6 +140,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--num-workers", type=int, default=4, help="read images not in memory")
     data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
     data.add_argument("--batch-size", type=int, default=96)
+    data.add_argument("--grad-accum", type=int, default=1, help="parts of a batch, one at a time")
     data.add_argument("--cutout", type=int, default=16, help="side of the square in pixels; 0: off")
     net = parser.add_argument_group("network")
     net.add_argument("--genotype", help="published name, run folder, file or text (see README)")
@@ -174,6 +183,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise ValueError("--freeze-features needs --init-from: random features would be useless")
     if args.freeze_features and (args.auxiliary_weight or args.drop_path_prob):
         raise ValueError("--freeze-features: --auxiliary-weight and --drop-path-prob must be 0")
+    if args.grad_accum < 1 or args.batch_size % args.grad_accum:
+        raise ValueError(f"--grad-accum {args.grad_accum}: must divide the batch size")
     if args.fast_dev_run:
         args.epochs = 1
     at_least = (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0), ("num_workers", 0))
@@ -206,29 +217,35 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args):
     """Train on `batches`; the loss that `progress` gets is without the auxiliary one."""
-    for x, target in batches:
-        with autocast():
-            output = model(x)
-            logits, aux_logits = output if args.auxiliary_weight else (output, None)
-            loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
-            objective = loss
-            if aux_logits is not None:
-                aux_loss = F.cross_entropy(aux_logits, target, label_smoothing=args.label_smoothing)
-                objective = loss + args.auxiliary_weight * aux_loss
+    processes = progress.processes
+    loss_fn = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
+    for batch in batches:
         optimizer.zero_grad()
-        scaler.scale(objective).backward()
+        results, total = [], 0.0
+        parts = zip(*(t.chunk(args.grad_accum) for t in batch), strict=True)
+        for i, (x, target) in enumerate(parts):
+            is_last = i == args.grad_accum - 1
+            with nullcontext() if is_last else processes.without_averaging(model):
+                with autocast():
+                    output = model(x)
+                    logits, aux_logits = output if args.auxiliary_weight else (output, None)
+                    objective = loss = loss_fn(logits, target)
+                    if aux_logits is not None:
+                        objective = loss + args.auxiliary_weight * loss_fn(aux_logits, target)
+                scaler.scale(objective / args.grad_accum).backward()
+            total = total + objective.detach() / args.grad_accum
+            results.append((loss.detach(), logits.detach(), target))
         scaler.unscale_(optimizer)
         trained = [p for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
-        total = objective.detach().clone()
-        progress.processes.average([total])
+        processes.average([total])
         total = total if scaler.is_enabled() else total + norm
         gradients = ((name, p.grad) for name, p in model.named_parameters())
         if not progress.guard.rejects("w", total, gradients):
             torch.nn.utils.clip_grads_with_norm_(trained, args.w_grad_clip or math.inf, norm)
             scaler.step(optimizer)
             scaler.update()
-            progress.add(loss, logits, target)
+            progress.add(results)
         scheduler.step()
 
 
@@ -327,6 +344,7 @@ def main(argv: list[str] | None = None) -> dict:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     processes.equalise(network.state_dict().values())
     model = processes.wrap(network)
+    uncompiled = compile_cells(network) if args.compile else nullcontext
     trained = [p for p in network.parameters() if p.requires_grad]
     if args.w_optimizer == "sgd":
         optimizer = torch.optim.SGD(
@@ -398,7 +416,8 @@ def main(argv: list[str] | None = None) -> dict:
             train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
             processes.equalise(network.buffers())  # the running statistics
             batches = progress.evaluation(itertools.islice(test_loader, limit))
-            tested = evaluate(network, batches, num_classes, autocast, processes.sum)
+            with uncompiled():
+                tested = evaluate(network, batches, num_classes, autocast, processes.sum)
 
             train_loss, train_accuracy = progress.means()
             skipped = progress.guard.skipped

@@ -13,6 +13,7 @@ import itertools
 import math
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,13 @@ from darts_min.data import (
     load_dataset,
     split_half,
 )
-from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
+from darts_min.device import (
+    AMP_CHOICES,
+    choose_autocast,
+    choose_device,
+    choose_memory_format,
+    compile_cells,
+)
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.genotypes import format_genotype
@@ -80,6 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
     run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
     data = parser.add_argument_group("data")
@@ -88,6 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--image-size", type=int, help="resize to squares of this many pixels")
     data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
     data.add_argument("--batch-size", type=int, default=64)
+    data.add_argument("--grad-accum", type=int, default=1, help="parts of a batch, one at a time")
     net = parser.add_argument_group("supernet")
     net.add_argument("--init-channels", type=int, default=16)
     net.add_argument("--num-cells", type=int, default=8)
@@ -113,6 +122,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if chosen:
             parser.set_defaults(**defaults)  # explicit flags still win
     args = parser.parse_args(argv)
+    if args.grad_accum < 1 or args.batch_size % args.grad_accum:
+        raise ValueError(f"--grad-accum {args.grad_accum}: must divide the batch size")
     if args.fast_dev_run:
         args.epochs = 1
     for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("alpha_warmup_epochs", 0)):
@@ -131,11 +142,12 @@ def train_epoch(
     autocast,
     progress,
     xi,
-    w_grad_clip,
     search,
+    args,
 ):
     """Train on `batches` by Alg. 1; `progress` gets the losses of the w steps."""
-    guard, processes = progress.guard, progress.processes
+    guard, processes, parts = progress.guard, progress.processes, args.grad_accum
+    weights = model.weights()
     w_optimizer, alpha_optimizer = optimizers
     w_scaler, alpha_scaler = scalers
 
@@ -147,7 +159,7 @@ def train_epoch(
         if search:
             with autocast():
                 alpha_grads = architecture_gradient(
-                    model, scaled_loss, train_batch, val_batch, xi, w_optimizer
+                    model, scaled_loss, train_batch, val_batch, xi, w_optimizer, parts
                 )
             processes.average(alpha_grads)
             for alpha, grad in zip(model.alphas(), alpha_grads, strict=True):
@@ -159,23 +171,25 @@ def train_epoch(
                 alpha_scaler.update()
 
         # Alg. 1, line 2: update w by descending grad_w L_train(w, alpha).
-        x, target = train_batch
-        with autocast():
-            logits = model(x)
-            loss = F.cross_entropy(logits, target)
         w_optimizer.zero_grad()
-        w_scaler.scale(loss).backward()
+        results, mean_loss = [], 0.0
+        for x, target in zip(*(t.chunk(parts) for t in train_batch), strict=True):
+            with autocast():
+                logits = model(x)
+                loss = F.cross_entropy(logits, target)
+            w_scaler.scale(loss / parts).backward()
+            mean_loss = mean_loss + loss.detach() / parts
+            results.append((loss.detach(), logits.detach(), target))
         w_scaler.unscale_(w_optimizer)
-        mean_loss = loss.detach().clone()
-        processes.average([mean_loss, *(w.grad for w in model.weights())])
-        norm = torch.nn.utils.get_total_norm([w.grad for w in model.weights()])
+        processes.average([mean_loss, *(w.grad for w in weights)])
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights])
         total = mean_loss if w_scaler.is_enabled() else mean_loss + norm
         gradients = ((name, p.grad) for name, p in model.named_parameters())
         if not guard.rejects("w", total, gradients):
-            torch.nn.utils.clip_grads_with_norm_(model.weights(), w_grad_clip or math.inf, norm)
+            torch.nn.utils.clip_grads_with_norm_(weights, args.w_grad_clip or math.inf, norm)
             w_scaler.step(w_optimizer)
             w_scaler.update()
-            progress.add(loss, logits, target)
+            progress.add(results)
         scheduler.step()
 
 
@@ -225,6 +239,7 @@ def main(argv: list[str] | None = None) -> dict:
         in_channels=train.images.size(3),
     ).to(device, memory_format=memory_format)
     model.checkpoint_cells = args.checkpoint_cells
+    uncompiled = compile_cells(model) if args.compile else nullcontext
     processes.equalise(model.parameters())
     for alpha in model.alphas():
         alpha.requires_grad_(False)  # in the w step; architecture_gradient sees to its own
@@ -294,11 +309,12 @@ def main(argv: list[str] | None = None) -> dict:
                 autocast,
                 progress,
                 xi=progress.lr if args.order == 2 else 0.0,
-                w_grad_clip=args.w_grad_clip,
                 search=epoch >= args.alpha_warmup_epochs,
+                args=args,
             )
             batches = progress.evaluation(itertools.islice(eval_loader, limit))
-            val = evaluate(model, batches, num_classes, autocast, processes.sum)
+            with uncompiled():
+                val = evaluate(model, batches, num_classes, autocast, processes.sum)
 
             train_loss, train_accuracy = progress.means()
             skipped = progress.guard.skipped

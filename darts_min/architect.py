@@ -16,6 +16,7 @@ def architecture_gradient(
     val_batch: tuple,
     xi: float,
     w_optimizer: torch.optim.Optimizer | None = None,
+    parts: int = 1,
 ) -> list[Tensor]:
     """Return d L_val(w'(alpha), alpha) / d alpha, one tensor for each of `model.alphas()`.
 
@@ -25,10 +26,11 @@ def architecture_gradient(
     grad_alpha L_val(w', alpha) - xi * grad2_{alpha,w} L_train(w, alpha) grad_w' L_val(w', alpha),
     where the last product is a finite difference (Eq. 8).
 
-    A batch is `(input, target)`, a loss `loss_fn(model(input), target)`. Weights, alphas, their
-    `.grad` and `requires_grad`, buffers, optimizer and random state are left as they were: all
-    variants of w are separate tensors. The second order ignores autocast, whose rounding would
-    drown the finite difference.
+    A batch is `(input, target)`, a loss `loss_fn(model(input), target)`. With `parts` > 1 both are
+    tensors, and the loss is the mean over that many equal parts of the batch, one at a time.
+    Weights, alphas, their `.grad` and `requires_grad`, buffers, optimizer and random state are left
+    as they were: all variants of w are separate tensors. The second order ignores autocast, whose
+    rounding would drown the finite difference.
     """
     alpha_ids = {id(alpha) for alpha in model.alphas()}
     named = dict(model.named_parameters())
@@ -39,11 +41,16 @@ def architecture_gradient(
 
     def gradients(batch: tuple, w: Parameters, wrt: Parameters) -> list[Tensor]:
         """Differentiate the loss of `batch` at (w, alpha) by the tensors of `wrt`."""
-        inputs, target = batch
+        batches = [batch] if parts == 1 else zip(*(t.chunk(parts) for t in batch), strict=True)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        sums: list[Tensor] = []
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-            loss = loss_fn(functional_call(model, {**w, **alpha, **buffers}, (inputs,)), target)
-        return torch.autograd.grad(loss, wrt.values(), allow_unused=False)
+            for inputs, target in batches:
+                output = functional_call(model, {**w, **alpha, **buffers}, (inputs,))
+                loss = loss_fn(output, target) / parts
+                grads = torch.autograd.grad(loss, wrt.values(), allow_unused=False)
+                sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
+        return sums
 
     if xi == 0:
         grads = dict(zip(alpha, gradients(val_batch, w, alpha), strict=True))

@@ -70,15 +70,17 @@ def check_cost(
 def forecast(batches: Iterable, steps: float, log: Callable[[str], None], length: int) -> Iterator:
     """Pass `length` batches on; after a few of them, log how long `steps` of them will take."""
     warmup = 3 if length > 13 else 1
-    timed = min(10, length - 1 - warmup)
+    last = warmup + min(10, length - 1 - warmup)
+    times = {}
     for i, batch in enumerate(batches):
-        if i in (warmup, warmup + timed) and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if i == warmup:
-            started = time.perf_counter()
-        elif i == warmup + timed > warmup:
-            seconds = (time.perf_counter() - started) / timed
-            log(f"{seconds:.3f} s a step: about {duration(seconds * steps)} to go")
+        if i in (0, 1, warmup, last):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[i] = time.perf_counter()
+        if i == last > warmup:
+            seconds, first = (times[last] - times[warmup]) / (last - warmup), times[1] - times[0]
+            left = duration(seconds * steps)
+            log(f"{seconds:.3f} s a step (the first: {first:.1f} s): about {left} to go")
         yield batch
 
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
+from torch import nn
 
 AMP_CHOICES = ("auto", "off", "bf16", "fp16")
 
@@ -44,3 +45,15 @@ def choose_autocast(
         amp = "bf16" if device.type == "cuda" else "off"
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return partial(torch.autocast, device.type, dtype, enabled=amp != "off"), amp == "fp16"
+
+
+def compile_cells(model: nn.Module) -> Callable[[], AbstractContextManager]:
+    """Let torch.compile make one graph per kind of cell, when a training step first needs it.
+
+    Returns a maker of contexts in which the cells run as they were, for evaluation: its batches of
+    other sizes would have to be compiled again. Needs a C++ compiler on the CPU, Triton on CUDA.
+    """
+    torch._dynamo.config.recompile_limit = 64  # all cells share one forward function
+    for cell in model.cells:
+        cell.compile(dynamic=False)
+    return partial(torch.compiler.set_stance, "force_eager")

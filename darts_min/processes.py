@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -79,6 +79,10 @@ class Processes:
         yield
         if self.number > 1 and self.rank == 0:
             dist.barrier()
+
+    def without_averaging(self, model: nn.Module) -> AbstractContextManager:
+        """Return a context whose backward passes leave that to the first one after it."""
+        return model.no_sync() if self.number > 1 else nullcontext()
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return a module that averages the gradients of `network` over the processes."""

@@ -129,11 +129,12 @@ class Progress:
         if any(self.processes.largest(is_asked, is_time)):
             self.save()
 
-    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        """Add a batch to the epoch's sums of loss, correct answers and images."""
-        correct = (logits.detach().argmax(1) == target).sum()
-        count = correct.new_tensor(len(target))
-        self.totals += torch.stack([loss.detach() * len(target), correct, count])
+    def add(self, results: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Add batches, (loss, logits, target), to the sums of loss, correct answers and images."""
+        for loss, logits, target in results:
+            correct = (logits.detach().argmax(1) == target).sum()
+            count = correct.new_tensor(len(target))
+            self.totals += torch.stack([loss.detach() * len(target), correct, count])
 
     def means(self) -> tuple[float, float]:
         """Return loss and accuracy in [0, 1] of the epoch so far, over all processes."""

@@ -75,7 +75,7 @@ def test_the_forecast_leaves_the_first_steps_out_and_passes_every_batch_on(monke
         seen.append(i)
         clock[0] += 100.0 if i < 3 else 0.5
     assert seen == list(range(30))
-    assert lines == ["0.500 s a step: about 8 min to go"]
+    assert lines == ["0.500 s a step (the first: 100.0 s): about 8 min to go"]
 
 
 @pytest.mark.parametrize("length, lines", [(1, 0), (2, 0), (3, 1), (5, 1), (13, 1), (14, 1)])

@@ -101,6 +101,37 @@ def test_a_wrapped_networks_gradients_are_the_mean_of_the_parts(tmp_path):
         torch.testing.assert_close(first, (a + b) / 2, rtol=1e-5, atol=1e-7)
 
 
+def accumulated_gradients(rank, folder):
+    torch.manual_seed(0)
+    processes = Processes(CPU)
+    model = processes.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)))
+    sent = []
+    model.register_comm_hook(None, lambda _, bucket: (sent.append(1), averaged(bucket))[1])
+    x, target = part(rank)
+    with processes.without_averaging(model):
+        (F.cross_entropy(model(x[:2]), target[:2]) / 2).backward()
+    assert sent == []
+    (F.cross_entropy(model(x[2:]), target[2:]) / 2).backward()
+    assert sent == [1]
+    return [p.grad for p in model.parameters()]
+
+
+def averaged(bucket):
+    future = torch.distributed.all_reduce(bucket.buffer() / 2, async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])
+
+
+def test_gradients_of_parts_of_a_batch_are_sent_once_and_are_the_mean_of_all(tmp_path):
+    first, second = run_two(accumulated_gradients, tmp_path)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    x, target = (torch.cat(both) for both in zip(part(0), part(1), strict=True))
+    whole = torch.autograd.grad(F.cross_entropy(network(x), target), network.parameters())
+    for a, b, expected in zip(first, second, whole, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, expected, rtol=1e-5, atol=1e-7)
+
+
 def evaluation(shard, total):
     torch.manual_seed(0)
     network = Network(PUBLISHED["DARTS_V2"], init_channels=2, num_cells=3, auxiliary=False)

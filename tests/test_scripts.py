@@ -6,8 +6,11 @@ A user's mistake must give one line on stderr, exit code 2, and leave existing f
 import json
 import os
 import runpy
+import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ import train_search
 from darts_min import load_network
 from darts_min.checkpoint import RunFolder
 from darts_min.convert import network_to_nni, network_to_quark0
+from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
+from darts_min.processes import Processes
 
 ROOT = Path(train_search.__file__).parent
 DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "120", "--batch-size", "20"]
@@ -205,6 +210,82 @@ def test_alpha_warmup_leaves_the_alphas_alone(tmp_path):
     assert 0 < alphas.abs().max() < 5e-3  # the initial noise, 1e-3 * N(0, 1)
 
 
+class Tiny(torch.nn.Module):
+    """A model without BN, for which the parts of a batch make no difference."""
+
+    def __init__(self, auxiliary):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(12, 3) for _ in range(2 + auxiliary))
+        self.alpha = torch.nn.Parameter(torch.zeros(2))
+        self.auxiliary, self.sizes = auxiliary, set()
+
+    def alphas(self):
+        return [self.alpha]
+
+    def weights(self):
+        return list(self.layers.parameters())
+
+    def forward(self, x):
+        self.sizes.add(len(x))
+        a, b, *c = (layer(x) for layer in self.layers)
+        mix = self.alpha.softmax(0)
+        logits = mix[0] * a + mix[1] * b.tanh()
+        return (logits, *c) if self.auxiliary else logits
+
+
+@pytest.mark.parametrize("order", ["final", 1, 2])
+def test_a_batch_in_parts_trains_like_the_whole(order):
+    models, sums = [], []
+    for grad_accum in (1, 4):
+        model = Tiny(auxiliary=order == "final")
+        batches = [(torch.randn(8, 12), torch.randint(3, (8,))) for _ in range(6)]
+        optimizer = torch.optim.SGD(model.weights(), 0.1, 0.9)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        scaler, results = torch.amp.GradScaler("cpu", enabled=False), []
+        progress = SimpleNamespace(
+            processes=Processes(torch.device("cpu")),
+            guard=FiniteGuard(skip=False),
+            add=results.extend,
+        )
+        args = SimpleNamespace(
+            grad_accum=grad_accum, auxiliary_weight=0.4, label_smoothing=0.1, w_grad_clip=0.5
+        )
+        rest = nullcontext, progress
+        if order == "final":
+            train_final.train_epoch(model, batches, optimizer, scheduler, scaler, *rest, args)
+        else:
+            train_search.train_epoch(
+                model,
+                zip(batches[:3], batches[3:], strict=True),
+                (optimizer, torch.optim.Adam(model.alphas(), 0.1)),
+                scheduler,
+                (scaler, scaler),
+                *rest,
+                xi=0.1 * (order - 1),
+                search=True,
+                args=args,
+            )
+        assert model.sizes == {8 // grad_accum}
+        models.append(model)
+        sums.append(sum(loss * len(target) for loss, _, target in results))
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert sums[0] == pytest.approx(sums[1].item(), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("script", ["search", "search order 2", "final"])
+def test_compiled_cells_train_like_uncompiled_ones(tmp_path, script):
+    main, arguments = SCRIPTS[script]
+    losses = []
+    for i, more in enumerate(([], ["--compile"])):
+        result = main([*arguments, *more, "--fast-dev-run", "--out-dir", f"{tmp_path}/run{i}"])
+        losses.append([v for key, v in result["history"][0].items() if key.endswith("loss")])
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_amp_trains_in_both_halves_of_the_step(tmp_path, amp):
     arguments = [*SEARCH, "--amp", amp, "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
@@ -374,7 +455,7 @@ def test_the_cost_is_told_before_the_run_and_its_time_after_a_few_steps(tmp_path
         train_final.main([*arguments, "--out-dir", f"{tmp_path}/r"])
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert "M parameters, " in first and "M multiply-adds" in first
-    assert " s a step: about " in second and second.endswith(" to go")
+    assert " s a step (the first: " in second and second.endswith(" to go")
 
 
 def test_pictures_are_classified_by_the_network_and_no_file_is_written(
