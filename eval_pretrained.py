@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from darts_min.arguments import check_ranges
 from darts_min.checkpoint import RunFolder, free_folder, versions
 from darts_min.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.data import (
@@ -92,10 +93,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     modes = [f"--{name}" for name in ("demo", "image", "export") if getattr(args, name)]
     if len(modes) > 1:
         raise ValueError(f"{' and '.join(modes)}: one at a time")
-    for name, least in (("seed", 0), ("num_workers", 0), ("image_size", 8)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
+    check_ranges(vars(args))
     return args
 
 

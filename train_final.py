@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from darts_min.arguments import check_ranges
 from darts_min.checkpoint import newest_folder, open_run, table, versions
 from darts_min.cost import check_cost, count_multiply_adds, count_parameters
 from darts_min.data import (
@@ -173,6 +174,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.freeze_features:
         parser.set_defaults(auxiliary_weight=0.0, drop_path_prob=0.0)
     args = parser.parse_args(argv)  # explicit flags win
+    check_ranges(vars(args))
     if args.init_from is not None:
         for name in SIZES:
             if getattr(args, name) is not None:
@@ -183,31 +185,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise ValueError("--freeze-features needs --init-from: random features would be useless")
     if args.freeze_features and (args.auxiliary_weight or args.drop_path_prob):
         raise ValueError("--freeze-features: --auxiliary-weight and --drop-path-prob must be 0")
-    if args.grad_accum < 1 or args.batch_size % args.grad_accum:
-        raise ValueError(f"--grad-accum {args.grad_accum}: must divide the batch size")
     if args.fast_dev_run:
         args.epochs = 1
-    at_least = (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0), ("num_workers", 0))
-    for name, least in at_least:
-        if getattr(args, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
-    for name in ("drop_path_prob", "label_smoothing"):
-        if not 0 <= getattr(args, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {getattr(args, name)}: must be in [0, 1)")
-    for name in ("max_params", "max_madds"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {getattr(args, name)}: must be more than 0")
-    if args.auxiliary_weight < 0:
-        raise ValueError(f"--auxiliary-weight {args.auxiliary_weight}: must be at least 0")
-    if not 0 < args.w_lr_decay <= 1:
-        raise ValueError(f"--w-lr-decay {args.w_lr_decay}: must be in (0, 1]")
     if args.w_schedule == "cosine" and args.w_lr_min > args.w_lr:
         raise ValueError(f"--w-lr-min {args.w_lr_min}: must be at most --w-lr, {args.w_lr}")
-    if args.image_size is not None and args.image_size < 8:
-        raise ValueError(f"image size {args.image_size}: must be at least 8")
     if args.genotype is None and args.init_from is None:
         if not args.demo:
             raise ValueError("--genotype is needed: a published name, a run folder, file or text")

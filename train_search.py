@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from darts_min.architect import architecture_gradient
+from darts_min.arguments import check_ranges
 from darts_min.checkpoint import open_run, table, versions
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import (
@@ -122,14 +123,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if chosen:
             parser.set_defaults(**defaults)  # explicit flags still win
     args = parser.parse_args(argv)
-    if args.grad_accum < 1 or args.batch_size % args.grad_accum:
-        raise ValueError(f"--grad-accum {args.grad_accum}: must divide the batch size")
+    check_ranges(vars(args))
     if args.fast_dev_run:
         args.epochs = 1
-    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("alpha_warmup_epochs", 0)):
-        if getattr(args, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} {getattr(args, name)}: must be at least {least}")
     return args
 
 

@@ -1,0 +1,46 @@
+"""In which ranges the scripts' numbers make sense."""
+
+from typing import Any
+
+RANGES = {
+    "epochs": "[1, inf)",
+    "batch_size": "[1, inf)",
+    "grad_accum": "[1, inf)",
+    "image_size": "[8, inf)",
+    "subset": "[1, inf)",
+    "seed": "[0, 9e18]",
+    "num_workers": "[0, 1000]",
+    "checkpoint_minutes": "[0, inf)",
+    "alpha_warmup_epochs": "[0, inf)",
+    "cutout": "[0, inf)",
+    "max_params": "(0, inf)",
+    "max_madds": "(0, inf)",
+    "w_lr": "[0, inf)",
+    "w_lr_min": "[0, inf)",
+    "w_lr_decay": "(0, 1]",
+    "w_momentum": "[0, 1)",
+    "w_weight_decay": "[0, inf)",
+    "w_grad_clip": "[0, inf)",
+    "alpha_lr": "[0, inf)",
+    "alpha_weight_decay": "[0, inf)",
+    "auxiliary_weight": "[0, inf)",
+    "drop_path_prob": "[0, 1)",
+    "label_smoothing": "[0, 1)",
+}
+
+
+def check_ranges(args: dict[str, Any]) -> None:
+    """Raise a ValueError that names the first argument outside of its range; None is in any."""
+    for name, text in RANGES.items():
+        value = args.get(name)
+        if value is None:
+            continue
+        least, most = (float(end) for end in text[1:-1].split(","))
+        is_inside = least <= value <= most
+        is_at_open_end = (text[0] == "(" and value == least) or (text[-1] == ")" and value == most)
+        if not is_inside or is_at_open_end:  # nan is outside
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be in {text}")
+    if args.get("batch_size", 1) % args.get("grad_accum", 1):
+        raise ValueError(
+            f"--grad-accum {args['grad_accum']}: must divide --batch-size, {args['batch_size']}"
+        )
