@@ -8,6 +8,8 @@ concatenates the nodes.
 import ast
 import json
 import os
+import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +76,24 @@ PUBLISHED = {
         "max-0 sep5-1 dil5-0 max-1 max-0 sep3-2 max-0 skip-2",
     ),
 }
+
+
+def random_genotype(seed: int, num_nodes: int = 4) -> Genotype:
+    """Draw a genotype, uniformly over the space: the baseline of arXiv 1902.07638 and 1902.08142.
+
+    Every node gets two different predecessors, each pair equally likely, and for each an operation
+    other than `none`. Raises ValueError on a negative seed.
+    """
+    if seed < 0:
+        raise ValueError(f"seed {seed}: must be at least 0")
+    rng = random.Random(seed)
+
+    def cell() -> tuple[tuple[str, int], ...]:
+        pairs = [sorted(rng.sample(range(node), 2)) for node in range(2, 2 + num_nodes)]
+        return tuple((rng.choice(PRIMITIVES[1:]), j) for pair in pairs for j in pair)
+
+    concat = tuple(range(2, 2 + num_nodes))
+    return Genotype(cell(), concat, cell(), concat)
 
 
 def choose_cell(
@@ -149,13 +169,15 @@ def check_sizes(num_classes: int, init_channels: int, num_cells: int, in_channel
 
 
 def parse_genotype(source: str | Path) -> Genotype:
-    """Read a published name, a file (or a run folder), or text in any of `FORMS`.
+    """Read a published name, `random:SEED`, a file (or run folder), or text in any of `FORMS`.
 
     Nothing is evaluated: Python text is parsed to a syntax tree, and only literals and `range(...)`
     are accepted. Raises ValueError that says what is wrong and where.
     """
     if str(source) in PUBLISHED:
         return PUBLISHED[str(source)]
+    if match := re.fullmatch(r"random:(\d{1,18})", str(source)):
+        return random_genotype(int(match[1]))
     text, where = str(source), "genotype"
     is_path = isinstance(source, Path) or os.path.exists(text)
     if is_path or not any(bracket in text for bracket in "({"):
@@ -167,7 +189,7 @@ def parse_genotype(source: str | Path) -> Genotype:
             text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             names = ", ".join(PUBLISHED)
-            raise ValueError(f"{where}: neither a file nor one of {names}") from None
+            raise ValueError(f"{where}: neither a file nor one of {names}, random:SEED") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"{where}: cannot be read as text: {reason}") from None

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from itertools import combinations, product
 
 import pytest
@@ -11,10 +12,12 @@ from darts_min.genotypes import (
     PRIMITIVES,
     PUBLISHED,
     Genotype,
+    check_genotype,
     check_sizes,
     choose_cell,
     format_genotype,
     parse_genotype,
+    random_genotype,
 )
 
 OPS = PRIMITIVES[1:]
@@ -28,7 +31,7 @@ FIELDS = json.loads(format_genotype(ONE_NODE, "json"))
 ARCH = json.loads(format_genotype(ONE_NODE, "nni"))
 
 
-def random_genotype(seed, num_nodes, subset=False):
+def any_genotype(seed, num_nodes, subset=False):
     rng = random.Random(seed)
 
     def cell():
@@ -57,7 +60,7 @@ def test_published_cells_survive_a_round_trip(name, form):
 @pytest.mark.parametrize("num_nodes", range(1, 7))
 def test_random_genotypes_survive_a_round_trip(num_nodes, form):
     for seed in range(20):
-        genotype = random_genotype(seed, num_nodes, subset=form != "nni")
+        genotype = any_genotype(seed, num_nodes, subset=form != "nni")
         assert parse_genotype(format_genotype(genotype, form)) == genotype
 
 
@@ -287,3 +290,31 @@ def test_impossible_sizes_are_named(sizes, name):
     check_sizes(2, 1, 3, 1)
     with pytest.raises(ValueError, match=name):
         check_sizes(*sizes)
+
+
+def test_random_genotypes_are_uniform_over_the_space():
+    edges, pairs, seeds = Counter(), Counter(), 3000
+    for seed in range(seeds):
+        genotype = check_genotype(random_genotype(seed))
+        for kind in ("normal", "reduce"):
+            cell = getattr(genotype, kind)
+            for i in range(0, 8, 2):
+                pairs[kind, i // 2, cell[i][1], cell[i + 1][1]] += 1
+            for i, (op, _) in enumerate(cell):
+                edges[kind, i, op] += 1
+    assert len(edges) == 2 * 8 * 7 and len(pairs) == 2 * (1 + 3 + 6 + 10)
+    for (_, node, *_), count in pairs.items():
+        p = 2 / ((node + 2) * (node + 1))
+        assert abs(count - seeds * p) <= 4.5 * (seeds * p * (1 - p)) ** 0.5
+    for count in edges.values():
+        assert abs(count - seeds / 7) < 4.5 * (seeds / 7 * 6 / 7) ** 0.5
+
+
+def test_random_genotypes_are_named_by_their_seed(tmp_path):
+    assert parse_genotype("random:7") == random_genotype(7) != random_genotype(8)
+    assert random_genotype(7).normal[:2] == (("sep_conv_5x5", 0), ("max_pool_3x3", 1))  # for good
+    with pytest.raises(ValueError, match="seed -1"):
+        random_genotype(-1)
+    for text in ("random:", "random:-1", "random:x"):
+        with pytest.raises(ValueError, match=f"genotype {text}: neither a file nor one of .*SEED"):
+            parse_genotype(text)
