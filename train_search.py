@@ -20,6 +20,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from darts_min.alarms import (
+    WINDOW,
+    discretised,
+    largest_eigenvalue,
+    should_stop,
+    signs_of_collapse,
+)
 from darts_min.architect import architecture_gradient
 from darts_min.arguments import check_ranges
 from darts_min.checkpoint import open_run, table, versions
@@ -41,7 +48,7 @@ from darts_min.device import (
 )
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
-from darts_min.genotypes import format_genotype
+from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.processes import Processes
 from darts_min.progress import Progress
 from darts_min.schedules import learning_rate_factor
@@ -55,6 +62,7 @@ DEMO = {
     "num_cells": 3,
     "batch_size": 32,
     "epochs": 6,
+    "hessian_every": 3,
     "w_lr": 0.05,
     "alpha_lr": 0.01,
 }
@@ -118,12 +126,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
     opt.add_argument("--alpha-lr", type=float, default=3e-4, help="Adam, betas 0.5, 0.999")
     opt.add_argument("--alpha-weight-decay", type=float, default=1e-3)
+    signs = parser.add_argument_group("signs of a bad cell")
+    signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: no eigenvalue")
+    signs.add_argument("--early-stop", action="store_true", help="by the eigenvalue (RobustDARTS)")
+    signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS, DARTS+: 2)")
     args = parser.parse_args(argv)
     for chosen, defaults in ((args.recipe == "plain", PLAIN), (args.demo, DEMO)):
         if chosen:
             parser.set_defaults(**defaults)  # explicit flags still win
     args = parser.parse_args(argv)
     check_ranges(vars(args))
+    if args.early_stop and args.hessian_every != 1:
+        raise ValueError(f"--early-stop needs --hessian-every 1, not {args.hessian_every}")
     if args.fast_dev_run:
         args.epochs = 1
     return args
@@ -283,12 +297,15 @@ def main(argv: list[str] | None = None) -> dict:
         )
         run.save_json("args.json", vars(args))
         run.report(lambda writer: writer.add_text("arguments", table(vars(args))), progress.epoch)
-        genotype = model.genotype()
+        genotype = model.genotype(max_skips=args.max_skips)
 
-        def save_result() -> None:
-            run.save_text("genotype.json", format_genotype(model.genotype(), "json") + "\n")
+        def has_collapsed() -> bool:
+            signs = (record["signs"] for record in progress.history)
+            return args.early_stop and should_stop([s["largest eigenvalue"] for s in signs])
 
         for epoch in progress.epochs():
+            if has_collapsed():
+                break
             batches = zip(  # the alpha half is never the smaller one: it lasts for the epoch
                 w_loader.epoch(epoch, progress.step),
                 alpha_loader.epoch(epoch, progress.step),
@@ -311,10 +328,24 @@ def main(argv: list[str] | None = None) -> dict:
             batches = progress.evaluation(itertools.islice(eval_loader, limit))
             with uncompiled():
                 val = evaluate(model, batches, num_classes, autocast, processes.sum)
+                batches = progress.evaluation(itertools.islice(eval_loader, limit))
+                discrete = evaluate(
+                    discretised(model), batches, num_classes, autocast, processes.sum
+                )
+                eigenvalue = None
+                if args.hessian_every and (epoch + 1) % args.hessian_every == 0:
+                    batch = next(iter(eval_loader))
+                    eigenvalue = largest_eigenvalue(
+                        model, F.cross_entropy, batch, processes.average
+                    )
 
             train_loss, train_accuracy = progress.means()
             skipped = progress.guard.skipped
-            previous, genotype = genotype, model.genotype()
+            previous, genotype = genotype, model.genotype(max_skips=args.max_skips)
+            signs = signs_of_collapse(model, genotype)
+            signs["accuracy lost in discretisation"] = val.accuracy - discrete.accuracy
+            if eigenvalue is not None:
+                signs["largest eigenvalue"] = eigenvalue
             record = {
                 "epoch": epoch + 1,
                 "lr": progress.lr,
@@ -325,6 +356,7 @@ def main(argv: list[str] | None = None) -> dict:
                 "skipped_batches": skipped,
                 "seconds": time.time() - progress.epoch_started,
                 "genotype": format_genotype(genotype, "quark0"),
+                "signs": signs,
             }
             run.log(
                 f"epoch {epoch + 1:3d}/{args.epochs}  lr {record['lr']:.4f}  "
@@ -332,7 +364,10 @@ def main(argv: list[str] | None = None) -> dict:
                 f"accuracy {100 * record['train_accuracy']:.2f} %  "
                 f"alpha half: loss {val.loss:.3f}, accuracy {100 * val.accuracy:.2f} %  "
                 f"{record['seconds']:.0f} s  "
-                f"genotype {'unchanged' if genotype == previous else 'changed'}"
+                f"genotype {'unchanged' if genotype == previous else 'changed'}  "
+                f"skips {signs['skips in the cell/normal']} + {signs['skips in the cell/reduce']}, "
+                f"discretised {100 * discrete.accuracy:.2f} %"
+                + ("" if eigenvalue is None else f", eigenvalue {eigenvalue:.3g}")
                 + (f"  {skipped} batches skipped" if skipped else "")
             )
             pictures = {}
@@ -344,11 +379,18 @@ def main(argv: list[str] | None = None) -> dict:
                 )
             for name, picture in pictures.items():
                 run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
-            save_result()
+            run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
             run.report(partial(report, model=model, record=record, pictures=pictures))
             progress.finish_epoch(record)
 
-        save_result()  # again: the run may have ended in between
+        if has_collapsed():
+            genotype = parse_genotype(progress.history[-1 - WINDOW]["genotype"])
+            run.log(
+                f"stopped early, at the genotype of {WINDOW} epochs ago: the largest eigenvalue "
+                "has grown too fast since then"
+            )
+        # Again: the run may have ended before it was written.
+        run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
         result = {
             "arch_accuracy": progress.history[-1]["arch_accuracy"],
             "genotype": format_genotype(genotype, "quark0"),
@@ -379,14 +421,10 @@ def report(writer, model, record, pictures) -> None:
         writer.add_scalar(f"{quantity}/{part}", record[key], epoch)
     writer.add_scalar("learning rate/w", record["lr"], epoch)
     writer.add_text("genotype", f"`{record['genotype']}`", epoch)
-    genotype = model.genotype()
-    cells = {"normal": genotype.normal, "reduce": genotype.reduce}
-    for (kind, cell), alphas in zip(cells.items(), model.alphas(), strict=True):
+    for name, sign in record["signs"].items():
+        writer.add_scalar(name, sign, epoch)
+    for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
         mix = model.mixture(alphas.detach())
-        entropy = -(mix * mix.log()).sum(1).mean()
-        writer.add_scalar(f"entropy of the mixture (nats)/{kind}", entropy, epoch)
-        skips = sum(op == "skip_connect" for op, _ in cell)
-        writer.add_scalar(f"skips in the cell/{kind}", skips, epoch)
         edges = [(node, j) for node in range(model.num_nodes) for j in range(2 + node)]
         for (node, j), row in zip(edges, mix.tolist(), strict=True):
             for op, weight in zip(model.primitives, row, strict=True):

@@ -12,6 +12,8 @@ RANGES = {
     "num_workers": "[0, 1000]",
     "checkpoint_minutes": "[0, inf)",
     "alpha_warmup_epochs": "[0, inf)",
+    "hessian_every": "[0, inf)",
+    "max_skips": "[0, 8]",
     "cutout": "[0, inf)",
     "max_params": "(0, inf)",
     "max_madds": "(0, inf)",

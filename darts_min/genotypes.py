@@ -7,6 +7,7 @@ concatenates the nodes.
 
 import ast
 import json
+import math
 import os
 import random
 import re
@@ -96,15 +97,26 @@ def random_genotype(seed: int, num_nodes: int = 4) -> Genotype:
     return Genotype(cell(), concat, cell(), concat)
 
 
+def kept_edges(cell: Sequence[tuple[str, int]]) -> list[int]:
+    """Return the rows of alpha, in (node, predecessor) order, that a discrete cell's edges have."""
+    nodes = (i // 2 for i in range(len(cell)))
+    return [node * (node + 3) // 2 + j for node, (_, j) in zip(nodes, cell, strict=True)]
+
+
 def choose_cell(
-    scores: Sequence[Sequence[float]], primitives: Sequence[str], ties: str = "first"
+    scores: Sequence[Sequence[float]],
+    primitives: Sequence[str],
+    ties: str = "first",
+    max_skips: int | None = None,
 ) -> tuple[tuple[str, int], ...]:
     """Keep two edges per node and one operation per edge (Sec. 2.4).
 
     `scores` is (edges, ops), edges in (node, predecessor) order. An edge scores as its best
     operation other than `none`; a node keeps its two best edges, in descending order. Equal scores
     go to the lower predecessor and the earlier primitive (`ties="first"`, the original code) or to
-    the larger predecessor and the later name (`ties="last"`, NNI).
+    the larger predecessor and the later name (`ties="last"`, NNI). With `max_skips`, the weakest of
+    more skip connections is ruled out and the cell chosen anew, until so many are left (P-DARTS,
+    arXiv 1904.12760, Sec. 3.3). Raises ValueError where there is nothing else to choose.
     """
     cell, start = [], 0
     while start < len(scores):
@@ -121,6 +133,16 @@ def choose_cell(
             best.sort(key=lambda edge: -edge[0])  # stable
         cell += [(op, predecessor) for _, predecessor, op in best[:2]]
         start += num_predecessors
+    edges = zip(kept_edges(cell), cell, strict=True)
+    rows = [row for row, (op, _) in edges if op == "skip_connect"]
+    if max_skips is not None and len(rows) > max_skips:
+        skip = primitives.index("skip_connect")
+        weakest = min(rows, key=lambda row: scores[row][skip])
+        if scores[weakest][skip] == -math.inf:
+            raise ValueError(f"max_skips {max_skips}: there are too few other operations")
+        ruled_out = [list(row) for row in scores]
+        ruled_out[weakest][skip] = -math.inf
+        return choose_cell(ruled_out, primitives, ties, max_skips)
     return tuple(cell)
 
 

@@ -250,10 +250,11 @@ class Supernet(nn.Module):
         return self.classifier(out.mean((2, 3)))
 
     @torch.no_grad()
-    def genotype(self, rule: str = "darts") -> Genotype:
+    def genotype(self, rule: str = "darts", max_skips: int | None = None) -> Genotype:
         """Discretise (Sec. 2.4): two edges a node, one operation an edge, `none` excluded.
 
         `rule`: "darts" ranks by softmax, ties to the first; "nni" by raw alpha, ties to the last.
+        `max_skips` limits the skip connections of the normal cell.
         """
         if rule not in ("darts", "nni"):
             raise ValueError(f"discretisation rule {rule!r} is not one of darts, nni")
@@ -261,6 +262,7 @@ class Supernet(nn.Module):
         for alphas in self.alphas():
             scores = F.softmax(alphas, dim=-1) if rule == "darts" else alphas
             ties = "first" if rule == "darts" else "last"
-            cells.append(choose_cell(scores.tolist(), self.primitives, ties))
+            limit = max_skips if alphas is self.alphas_normal else None
+            cells.append(choose_cell(scores.tolist(), self.primitives, ties, limit))
         concat = tuple(range(2, 2 + self.num_nodes))
         return Genotype(cells[0], concat, cells[1], concat)

@@ -318,3 +318,27 @@ def test_random_genotypes_are_named_by_their_seed(tmp_path):
     for text in ("random:", "random:-1", "random:x"):
         with pytest.raises(ValueError, match=f"genotype {text}: neither a file nor one of .*SEED"):
             parse_genotype(text)
+
+
+def test_max_skips_rules_out_the_weakest_skips():
+    primitives = ("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3")
+    scores = [
+        [9, 5.0, 4, 0],  # node 2
+        [9, 6.0, 1, 3],
+        [9, 2.0, 0, 0],  # node 3
+        [9, 7.0, 3, 2],
+        [9, 1.0, 2, 0],
+    ]
+    skip, sep3, max3 = (
+        lambda j, op=op: (op, j) for op in ("skip_connect", "sep_conv_3x3", "max_pool_3x3")
+    )
+    assert choose_cell(scores, primitives) == (skip(1), skip(0), skip(1), skip(0))
+    assert choose_cell(scores, primitives, max_skips=4) == choose_cell(scores, primitives)
+    # The 2.0 goes first, and sep3 from state 2 takes its place; then the 5.0, to sep3.
+    three = (skip(1), skip(0), skip(1), sep3(2))
+    assert choose_cell(scores, primitives, max_skips=3) == three
+    assert choose_cell(scores, primitives, max_skips=2) == (skip(1), sep3(0), skip(1), sep3(2))
+    none = (sep3(0), max3(1), sep3(1), sep3(2))
+    assert choose_cell(scores, primitives, max_skips=0) == none
+    with pytest.raises(ValueError, match="max_skips 1: there are too few other operations"):
+        choose_cell([[1.0]] * 2, ("skip_connect",), max_skips=1)

@@ -31,6 +31,7 @@ from darts_min.processes import Processes
 ROOT = Path(train_search.__file__).parent
 DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "120", "--batch-size", "20"]
 SEARCH = [*DATA, "--init-channels", "2", "--num-cells", "3", "--num-nodes", "2"]
+SEARCH += ["--hessian-every", "0"]  # it takes longer than the rest
 FINAL = [*DATA, "--init-channels", "2", "--num-cells", "3", "--cutout", "2"]
 
 
@@ -103,7 +104,7 @@ def test_tensorboard_has_every_curve_and_picture(runs):
         assert len(events.Scalars("loss/train")) == 2
     mix = [tag for tag in tags["search"]["scalars"] if tag.startswith("mix ")]
     assert len(mix) == 2 * 5 * 8  # two kinds, five edges, eight operations
-    for tag in ("entropy of the mixture (nats)/normal", "skips in the cell/reduce"):
+    for tag in ("entropy of kept edges (nats)/normal", "skips in the cell/reduce"):
         assert tag in tags["search"]["scalars"]
     pictures = {"cell_normal", "cell_reduce"}
     assert set(tags["final"]["images"]) == pictures
@@ -201,6 +202,47 @@ def test_more_epochs_may_be_asked_for_and_the_schedule_is_that_of_all(tmp_path, 
     assert "epochs 2 -> 4: from here on" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--epochs 3: the run is in epoch 5 already"):
         main([*arguments, "--epochs", "3", "--resume"])
+
+
+def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
+    arguments = [*SEARCH, "--epochs", "2", "--hessian-every", "2", "--max-skips", "0"]
+    result = train_search.main([*arguments, "--out-dir", f"{tmp_path}/run"])
+    first, second = (record["signs"] for record in result["history"])
+    assert "largest eigenvalue" not in first and np.isfinite(second["largest eigenvalue"])
+    assert set(first) | {"largest eigenvalue"} == set(second)
+    assert second["skips in the cell/normal"] == 0
+    assert "'skip_connect'" not in result["genotype"].split("reduce=")[0]
+    last = (tmp_path / "run" / "log.txt").read_text().split("epoch   2/2")[1].splitlines()[0]
+    accuracy = result["arch_accuracy"] - second["accuracy lost in discretisation"]
+    assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in last
+
+
+def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
+    values = iter([1.0] * 5 + [1.2, 1.3, 1.4, 1.5, 1.6])  # their means: 1 and 1.4
+    monkeypatch.setattr(train_search, "largest_eigenvalue", lambda *_: next(values))
+    for draw in ("draw_cell", "draw_alphas"):
+        monkeypatch.setattr(train_search, draw, lambda *_: Image.new("RGB", (8, 8)))
+    arguments = [*SEARCH, "--epochs", "12", "--early-stop", "--hessian-every", "1"]
+    arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
+    monkeypatch.setattr(train_search, "parse_args", with_epochs(train_search.parse_args, 12))
+    result = train_search.main(arguments)
+    assert len(result["history"]) == 10
+    genotypes = [record["genotype"] for record in result["history"]]
+    assert len(set(genotypes[-6:])) > 1
+    assert result["genotype"] == genotypes[4] != genotypes[9]
+    assert parse_genotype(tmp_path / "run") == parse_genotype(genotypes[4])
+    assert "stopped early" in (tmp_path / "run" / "log.txt").read_text()
+    again = train_search.main([*arguments, "--resume"])
+    assert again["genotype"] == result["genotype"] and len(again["history"]) == 10
+
+
+def with_epochs(parse_args, epochs):
+    def parse(argv):
+        args = parse_args(argv)
+        args.epochs = epochs
+        return args
+
+    return parse
 
 
 def test_alpha_warmup_leaves_the_alphas_alone(tmp_path):
@@ -547,6 +589,8 @@ MISTAKES = [
         "--grad-accum 3: must divide",
     ),
     ("train_search", [*SEARCH, "--grad-accum", "0"], "--grad-accum 0"),
+    ("train_search", [*SEARCH, "--max-skips", "-1"], "--max-skips -1"),
+    ("train_search", [*SEARCH, "--early-stop"], "--early-stop needs --hessian-every 1, not 0"),
     ("train_search", [*SEARCH, "--out-dir", "/dev/null/run"], "/dev/null/run cannot be made"),
     ("train_search", [*SEARCH, "--seed", "-1"], "--seed -1"),
     ("train_search", [*SEARCH, "--device", "cuda:99"], "cuda:99"),

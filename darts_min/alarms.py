@@ -1,0 +1,142 @@
+"""Is the cell any good? Signs of a search that goes wrong, read from the supernet."""
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from darts_min.genotypes import Genotype, kept_edges
+from darts_min.supernet import Supernet
+
+KINDS = ("normal", "reduce")
+
+
+def signs_of_collapse(model: Supernet, genotype: Genotype) -> dict[str, float]:
+    """Return what the alphas and the genotype say, by the names that reports show."""
+    disagreements = {"edges on which the rules disagree": rule_disagreements(model)}
+    return count_skips(genotype) | mixture_signs(model) | disagreements
+
+
+def count_skips(genotype: Genotype) -> dict[str, int]:
+    """Count the skip connections; 2 in a normal cell are usual, more a bad sign (DARTS+)."""
+    return {
+        f"skips in the cell/{kind}": [op for op, _ in getattr(genotype, kind)].count("skip_connect")
+        for kind in KINDS
+    }
+
+
+@torch.no_grad()
+def mixture_signs(model: Supernet) -> dict[str, float]:
+    """Say how decided the mixtures are, for each kind of cell.
+
+    The mean weight of `none` on all edges, the mean entropy of the kept edges, and how far the best
+    operation of a kept edge is ahead of the second best one other than `none`: the smallest of
+    those leads.
+    """
+    signs, genotype = {}, model.genotype()
+    for kind, alphas in zip(KINDS, model.alphas(), strict=True):
+        mix = model.mixture(alphas)
+        is_none = torch.tensor([name == "none" for name in model.primitives])
+        kept = mix[kept_edges(getattr(genotype, kind))]
+        best = kept[:, ~is_none].topk(min(2, int((~is_none).sum()))).values
+        signs[f"weight of none/{kind}"] = mix[:, is_none].sum(1).mean().item()
+        entropy = torch.special.entr(kept).sum(1).mean()
+        signs[f"entropy of kept edges (nats)/{kind}"] = entropy.item()
+        signs[f"smallest lead/{kind}"] = (best[:, 0] - best[:, -1]).min().item()
+    return signs
+
+
+def rule_disagreements(model: Supernet) -> int:
+    """Count the edges of both cells that only one of the rules "darts" and "nni" would keep so."""
+    darts, nni = model.genotype("darts"), model.genotype("nni")
+    count = 0
+    for kind in KINDS:
+        cells = (getattr(genotype, kind) for genotype in (darts, nni))
+        a, b = (set(zip(kept_edges(cell), cell, strict=True)) for cell in cells)
+        count += len(a - b)
+    return count
+
+
+def discretised(model: Supernet) -> Supernet:
+    """Return a copy with the same weights, in which the genotype's operations alone are mixed in.
+
+    Each with weight 1, as in the network that will be trained.
+    """
+    discrete, genotype = deepcopy(model), model.genotype()
+    for kind, alphas in zip(KINDS, discrete.alphas(), strict=True):
+        cell = getattr(genotype, kind)
+        columns = [model.primitives.index(op) for op, _ in cell]
+        alphas.data.zero_()
+        alphas.data[kept_edges(cell), columns] = 1
+    discrete.mixture = lambda alphas: alphas
+    return discrete
+
+
+def largest_eigenvalue(
+    model: Supernet,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    batch: tuple[Tensor, Tensor],
+    average: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
+    tolerance: float = 0.01,
+    max_products: int = 30,
+) -> float:
+    """Return the largest eigenvalue of the Hessian of the loss of `batch` in alpha, at these w.
+
+    It grows before a search collapses (RobustDARTS, arXiv 1909.09656, Sec. 4). By Lanczos' method
+    with exact Hessian-vector products, until its error is at most `tolerance` of it. `average`
+    takes the mean of tensors over the processes that share the batch.
+    """
+    named = dict(model.named_parameters())
+    ids = {id(alpha): i for i, alpha in enumerate(model.alphas())}
+    names = sorted((n for n, p in named.items() if id(p) in ids), key=lambda n: ids[id(named[n])])
+    alphas = {name: named[name].detach().requires_grad_() for name in names}
+    fixed = {name: p.detach() for name, p in named.items() if name not in alphas}
+    inputs, target = batch
+    with torch.enable_grad():
+        loss = loss_fn(functional_call(model, {**fixed, **alphas}, (inputs,)), target)
+        grads = torch.autograd.grad(loss, alphas.values(), create_graph=True)
+        gradient = torch.cat([grad.flatten() for grad in grads])
+
+    def product(v: Tensor) -> Tensor:
+        rows = torch.autograd.grad(gradient, alphas.values(), v.to(gradient), retain_graph=True)
+        average(rows)
+        return torch.cat([row.flatten() for row in rows]).double()
+
+    # Softmax does not mind a constant: a start in the range of the Hessian has none.
+    v = torch.randn(gradient.numel(), generator=torch.Generator().manual_seed(0)).double()
+    v = v.to(gradient.device)
+    basis, diagonal, beside = [v / v.norm()], [], []
+    while True:
+        w = product(basis[-1])
+        diagonal.append(torch.dot(w, basis[-1]))
+        known = torch.stack(basis)
+        for _ in range(2):  # twice is enough
+            w = w - known.t() @ (known @ w)
+        size = w.norm()
+        t = torch.diag(torch.stack(diagonal))
+        if beside:
+            t += torch.diag(torch.stack(beside), 1) + torch.diag(torch.stack(beside), -1)
+        values, vectors = torch.linalg.eigh(t)
+        error = size * vectors[-1, -1].abs()
+        if error <= tolerance * values[-1].abs() or len(basis) == max_products or size == 0:
+            return values[-1].item()
+        beside.append(size)
+        basis.append(w / size)
+
+
+WINDOW = 5  # epochs
+
+
+def should_stop(eigenvalues: Sequence[float], window: int = WINDOW, factor: float = 0.75) -> bool:
+    """Apply the early stopping of RobustDARTS (Sec. 4.3) to the eigenvalues of all epochs so far.
+
+    Stop if their mean over `window` epochs, `window` epochs ago, is less than `factor` of that of
+    now; the genotype to take is that of `window` epochs ago.
+    """
+    if len(eigenvalues) < 2 * window:
+        return False
+    now = sum(eigenvalues[-window:]) / window
+    before = sum(eigenvalues[-2 * window : -window]) / window
+    return now > 0 and before / now < factor

@@ -1,0 +1,109 @@
+"""Oracles: the whole Hessian, mixtures written out edge by edge, hand-made eigenvalues."""
+
+import math
+
+import pytest
+import torch
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from darts_min import alarms
+from darts_min.genotypes import PRIMITIVES, PUBLISHED
+from darts_min.supernet import Supernet
+
+
+def make(num_nodes=2, **options):
+    torch.manual_seed(0)
+    model = Supernet(init_channels=2, num_cells=3, num_nodes=num_nodes, **options)
+    for alpha in model.alphas():
+        alpha.data.normal_()
+    return model
+
+
+@pytest.mark.parametrize("primitives", [PRIMITIVES, ("skip_connect", "sep_conv_5x5")])
+def test_the_largest_eigenvalue_is_that_of_the_whole_hessian(primitives):
+    model = make(primitives=primitives)
+    x, target = torch.randn(6, 3, 8, 8), torch.randint(10, (6,))
+    before = [p.clone() for p in model.parameters()]
+    found = alarms.largest_eigenvalue(model, F.cross_entropy, (x, target), tolerance=1e-4)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    shape, size = model.alphas_normal.shape, model.alphas_normal.numel()
+
+    def loss(alphas):
+        normal, reduce = alphas.split(size)
+        values = {"alphas_normal": normal.view(shape), "alphas_reduce": reduce.view(shape)}
+        return F.cross_entropy(functional_call(model, values, (x,)), target)
+
+    alphas = torch.cat([alpha.detach().flatten() for alpha in model.alphas()])
+    hessian = torch.autograd.functional.hessian(loss, alphas).double()
+    values = torch.linalg.eigvalsh((hessian + hessian.t()) / 2)
+    assert found == pytest.approx(values[-1].item(), rel=1e-3)
+    assert found > 0
+
+
+def test_signs_are_those_of_the_mixtures_written_out():
+    model = make(num_nodes=3)
+    genotype = model.genotype()
+    signs = alarms.signs_of_collapse(model, genotype)
+    for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
+        mixes, nones, entropies, leads = {}, [], [], []
+        rows = iter(alphas.tolist())
+        for node in range(3):
+            for j in range(2 + node):
+                powers = [math.exp(a) for a in next(rows)]
+                mixes[node, j] = [power / sum(powers) for power in powers]
+                nones.append(mixes[node, j][0])
+        cell = getattr(genotype, kind)
+        for i, (op, j) in enumerate(cell):
+            mix = mixes[i // 2, j]
+            entropies.append(-sum(p * math.log(p) for p in mix))
+            others = [
+                p for name, p in zip(PRIMITIVES, mix, strict=True) if name not in (op, "none")
+            ]
+            leads.append(mix[PRIMITIVES.index(op)] - max(others))
+        assert signs[f"weight of none/{kind}"] == pytest.approx(sum(nones) / 9)
+        assert signs[f"entropy of kept edges (nats)/{kind}"] == pytest.approx(sum(entropies) / 6)
+        assert signs[f"smallest lead/{kind}"] == pytest.approx(min(leads), abs=1e-6)
+        assert signs[f"skips in the cell/{kind}"] == sum(op == "skip_connect" for op, _ in cell)
+    assert alarms.count_skips(PUBLISHED["DARTS_V1"])["skips in the cell/normal"] == 3
+
+
+def test_the_rules_disagree_where_none_is_strong():
+    model = make()
+    for alpha in model.alphas():
+        alpha.data.fill_(-2.0)
+        alpha.data[:, PRIMITIVES.index("sep_conv_3x3")] = torch.tensor([0.0, 1, 3, 2, 1])
+    assert alarms.rule_disagreements(model) == 0
+    # Node 3 keeps states 0 and 1; much of `none` takes state 0 down in softmax, not in raw alphas.
+    model.alphas_normal.data[2, 0] = 9.0
+    assert model.genotype("darts").normal[2:] == (("sep_conv_3x3", 1), ("sep_conv_3x3", 2))
+    assert model.genotype("nni").normal[2:] == (("sep_conv_3x3", 0), ("sep_conv_3x3", 1))
+    assert alarms.rule_disagreements(model) == 1
+
+
+def test_the_discretised_supernet_mixes_one_operation_with_weight_one():
+    model = make(num_nodes=3).eval()
+    x = torch.randn(4, 3, 8, 8)
+    discrete = alarms.discretised(model)
+    logits = discrete(x)
+    genotype = model.genotype()
+    # Softmax of these is exactly 0 and 1; an edge that is not kept has `none`.
+    for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
+        cell = getattr(genotype, kind)
+        kept = {(i // 2, j): op for i, (op, j) in enumerate(cell)}
+        edges = [(node, j) for node in range(3) for j in range(2 + node)]
+        for row, edge in zip(alphas.data, edges, strict=True):
+            row.fill_(-1e4)
+            row[PRIMITIVES.index(kept.get(edge, "none"))] = 1e4
+    torch.testing.assert_close(logits, model(x))
+    assert not torch.equal(logits, make(num_nodes=3).eval()(x))
+
+
+def test_early_stopping_compares_windows_of_five_epochs():
+    flat = [1.0] * 5
+    assert not alarms.should_stop(flat + [2.0] * 4)  # too early to say
+    assert alarms.should_stop(flat + [1.34] * 5)
+    assert not alarms.should_stop(flat + [1.33] * 5)
+    assert not alarms.should_stop([9.0] * 5 + flat)
+    assert alarms.should_stop([9.0] * 7 + flat + [1.5] * 5)
+    assert not alarms.should_stop([-1.0] * 10)
