@@ -136,6 +136,7 @@ def test_onnx_weights_are_in_the_file_and_its_batch_has_a_name(exported):
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+@pytest.mark.slow
 def test_exporting_prints_nothing_and_leaves_the_network_as_it_was(tmp_path, capfd, recwarn):
     network = make().double()
     network.cells[1].eval()  # a mixture of modes

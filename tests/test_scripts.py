@@ -141,7 +141,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("script", ["search", "final one-cycle"])  # tests/faults has the others
+@pytest.mark.parametrize("script", ["final one-cycle"])  # tests/faults has the others
 def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
     tmp_path, monkeypatch, script
 ):

@@ -188,6 +188,7 @@ def test_unknown_rule_is_named():
         Supernet(init_channels=2, num_cells=3).genotype("best")
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_gives_the_same_logits_and_gradients():
     model = Supernet(init_channels=4, num_cells=3, num_nodes=2).double()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -26,7 +26,6 @@ from darts_min.checkpoint import RunFolder
 from darts_min.files import load_file
 
 WARNING = "warning: the checkpoint (the one before is whole) could not be written: "
-SAVES = 12  # of a short search: three steps, two of the three batches of evaluation, ...
 
 
 class Outage:
@@ -198,7 +197,13 @@ def make_folder(path):
 
 
 # What is written once per epoch, and before the last checkpoint: a resumed run is past it.
-@pytest.mark.parametrize("name, file", [("search", "genotype.json"), ("final", "network.pt")])
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("search", "genotype.json"),
+        pytest.param("final", "network.pt", marks=pytest.mark.slow),
+    ],
+)
 def test_a_result_that_could_not_be_written_is_written_by_the_resumed_run(
     run, whole, tmp_path, name, file
 ):

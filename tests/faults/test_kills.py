@@ -39,7 +39,7 @@ def kill_and_resume(run, name, folder, rng, seconds, kills):
         in_save += (folder / "last.pt.tmp").exists()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", ["search order 2"])  # the others: below
 def test_a_killed_run_ends_as_an_uninterrupted_one(run, whole, tmp_path, name):
     folder, seconds = whole(name)
     hit = 0

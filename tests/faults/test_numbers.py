@@ -64,7 +64,9 @@ def train(tmp_path, monkeypatch):
     return train
 
 
-@pytest.mark.parametrize("factor, word", [(math.nan, "nan"), (math.inf, "inf")])
+@pytest.mark.parametrize(
+    "factor, word", [(math.nan, "nan"), pytest.param(math.inf, "inf", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_stops_before_the_weights_are_damaged_and_can_go_on(
     train, whole, tmp_path, case, factor, word
