@@ -1,5 +1,6 @@
 """The processes of a run: torchrun starts several, which train one model on parts of the data."""
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,7 @@ class Processes:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(leave)  # else the group's threads may abort the process
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one all-reduce."""
@@ -90,3 +92,9 @@ class Processes:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+
+def leave() -> None:
+    """Leave the group of processes, if that has not been done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
