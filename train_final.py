@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from darts_min.arguments import check_ranges
 from darts_min.checkpoint import newest_folder, open_run, table, versions
@@ -361,8 +362,8 @@ def main(argv: list[str] | None = None) -> dict:
         "dataset": args.dataset,
     }
     default = "runs/demo-final" if args.demo else "runs/final"
-    with open_run("train_final.py", argv, default, vars(args), processes) as run:
-        progress = Progress(run, args, stateful, device)
+    with open_run("train_final.py", argv, default, vars(args), processes, tqdm.write) as run:
+        progress = Progress(run, vars(args), stateful, device)
         if args.resume:
             progress.resume()
         run.log(
@@ -393,7 +394,7 @@ def main(argv: list[str] | None = None) -> dict:
             network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             batches = train_loader.epoch(epoch, progress.step)
             # A batch of test images costs a forward pass, about a third of a step.
-            batches = progress.training(batches, steps_per_epoch, len(test_loader) / 3)
+            batches = progress.training(batches, steps_per_epoch, len(test_loader) / 3, tqdm)
             train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
             processes.equalise(network.buffers())  # the running statistics
             batches = progress.evaluation(itertools.islice(test_loader, limit))

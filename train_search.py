@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from darts_min.alarms import (
     WINDOW,
@@ -284,8 +285,8 @@ def main(argv: list[str] | None = None) -> dict:
     }
 
     default = "runs/demo-search" if args.demo else "runs/search"
-    with open_run("train_search.py", argv, default, vars(args), processes) as run:
-        progress = Progress(run, args, stateful, device)
+    with open_run("train_search.py", argv, default, vars(args), processes, tqdm.write) as run:
+        progress = Progress(run, vars(args), stateful, device)
         if args.resume:
             progress.resume()
         run.log(
@@ -312,7 +313,7 @@ def main(argv: list[str] | None = None) -> dict:
                 strict=False,
             )
             # Evaluation is a forward pass, about a third of a training pass; a step has two.
-            batches = progress.training(batches, steps_per_epoch, steps_per_epoch / 6)
+            batches = progress.training(batches, steps_per_epoch, steps_per_epoch / 6, tqdm)
             train_epoch(
                 model,
                 batches,

@@ -38,10 +38,11 @@ def mixture_signs(model: Supernet) -> dict[str, float]:
     signs, genotype = {}, model.genotype()
     for kind, alphas in zip(KINDS, model.alphas(), strict=True):
         mix = model.mixture(alphas)
-        is_none = torch.tensor([name == "none" for name in model.primitives])
+        nones = [i for i, name in enumerate(model.primitives) if name == "none"]
+        others = [i for i, name in enumerate(model.primitives) if name != "none"]
         kept = mix[kept_edges(getattr(genotype, kind))]
-        best = kept[:, ~is_none].topk(min(2, int((~is_none).sum()))).values
-        signs[f"weight of none/{kind}"] = mix[:, is_none].sum(1).mean().item()
+        best = kept[:, others].topk(min(2, len(others))).values
+        signs[f"weight of none/{kind}"] = mix[:, nones].sum(1).mean().item()
         entropy = torch.special.entr(kept).sum(1).mean()
         signs[f"entropy of kept edges (nats)/{kind}"] = entropy.item()
         signs[f"smallest lead/{kind}"] = (best[:, 0] - best[:, -1]).min().item()

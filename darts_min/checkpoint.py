@@ -14,7 +14,6 @@ from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from darts_min import __version__
 from darts_min.files import is_sealed, load_file, seal, to_bytes, write_atomically
@@ -64,7 +63,7 @@ class RunFolder:
     take is reported and tried again when it is next due: the run goes on. As a context, it turns
     SIGINT and SIGTERM into a number in `signal`, on which the run is to `stop`: `command` is what
     the user is then told to continue with. Of several processes, the first one alone prints and
-    writes.
+    writes. `write` prints a line: tqdm.write, where there are bars that it must not hit.
     """
 
     def __init__(
@@ -73,8 +72,9 @@ class RunFolder:
         resume: bool = False,
         command: str = "",
         processes: Processes | None = None,
+        write: Callable[..., None] = print,
     ):
-        self.path, self.command = Path(path), command
+        self.path, self.command, self.write = Path(path), command, write
         self.processes = processes or Processes(torch.device("cpu"))
         self.is_first = self.processes.rank == 0
         self.signal: int | None = None
@@ -144,7 +144,7 @@ class RunFolder:
         except OSError as error:
             if what not in self.failures:
                 line = f"warning: {what} could not be written: {error}; going on"
-                tqdm.write(line, file=sys.stderr)
+                self.write(line, file=sys.stderr)
             self.failures[what] = str(error)
 
     def check_written(self) -> None:
@@ -155,7 +155,7 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         if self.is_first:
-            tqdm.write(line)  # above the bar, if there is one
+            self.write(line)
             sys.stdout.flush()
 
         def append() -> None:
@@ -232,6 +232,7 @@ def open_run(
     default: str,
     args: dict[str, Any],
     processes: Processes,
+    write: Callable[..., None],
 ) -> RunFolder:
     """Open the run folder of a script: `--out-dir`, a free one like `default`, or one to resume.
 
@@ -245,7 +246,7 @@ def open_run(
     more += [] if args["resume"] else ["--resume"]
     command = sys.argv if argv is None else [script, *argv]
     command = f"{processes.launcher} {shlex.join([*command, *more])}"
-    return RunFolder(path, args["resume"], command, processes)
+    return RunFolder(path, args["resume"], command, processes, write)
 
 
 def free_folder(path: str | Path) -> Path:

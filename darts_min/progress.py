@@ -1,16 +1,14 @@
 """How far a run is, and everything that it needs to go on from there exactly."""
 
-import argparse
 import itertools
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from darts_min.checkpoint import RunFolder, check_same_arguments
 from darts_min.cost import forecast
@@ -22,24 +20,24 @@ class Progress:
     """Epoch, step, learning rate, sums and records of a run; saves and resumes all its state.
 
     `stateful` names everything with a state dict that the result depends on, one of them
-    "scheduler". `args` has epochs, checkpoint_minutes, on_nonfinite and whatever else must be the
-    same in a resumed run. Of several processes, all save and stop after the same step.
+    "scheduler". `settings` has epochs, checkpoint_minutes, on_nonfinite and whatever else must be
+    the same in a resumed run. Of several processes, all save and stop after the same step.
     """
 
     def __init__(
         self,
         run: RunFolder,
-        args: argparse.Namespace,
+        settings: dict[str, Any],
         stateful: dict[str, Any],
         device: torch.device,
     ):
-        self.run, self.args, self.stateful = run, args, stateful
+        self.run, self.settings, self.stateful = run, settings, stateful
         self.scheduler, self.processes = stateful["scheduler"], run.processes
         self.epoch = self.step = self.first_epoch = 0
         self.lr = self.scheduler.get_last_lr()[0]  # at the start of the epoch
         self.history: list[dict[str, Any]] = []
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
-        self.guard = FiniteGuard(args.on_nonfinite == "skip", self.place)
+        self.guard = FiniteGuard(settings["on_nonfinite"] == "skip", self.place)
         self.started, self.saved_at = time.time(), time.monotonic()
 
     def place(self) -> str:
@@ -59,7 +57,7 @@ class Progress:
                 },
                 "totals": self.processes.sum(self.totals),
                 "history": self.history,
-                "args": vars(self.args),
+                "args": self.settings,
                 "random_state": random_state(),
                 "seconds": time.time() - self.started,
             }
@@ -72,7 +70,7 @@ class Progress:
     def resume(self) -> None:
         """Go to the state of the newest checkpoint; ValueError if it is of another run."""
         state = self.run.load_checkpoint(self.totals.device)
-        check_same_arguments(vars(self.args), state["args"])
+        check_same_arguments(self.settings, state["args"])
         for name, item in self.stateful.items():
             item.load_state_dict(state[name])
         set_random_state(state["random_state"])
@@ -83,32 +81,33 @@ class Progress:
             self.totals.copy_(state["totals"])
         self.first_epoch, self.started = self.epoch, self.started - state["seconds"]
         self.run.log(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
-        before, now = state["args"]["epochs"], self.args.epochs
+        before, now = state["args"]["epochs"], self.settings["epochs"]
         if now != before:
             self.run.log(change_epochs(self.scheduler, before, now, progress))
 
     def epochs(self) -> Iterator[int]:
         """Give the numbers of the epochs to come, from 0."""
-        while self.epoch < self.args.epochs:
+        while self.epoch < self.settings["epochs"]:
             self.epoch_started = time.time()
             if self.step == 0:
                 (self.lr,) = self.scheduler.get_last_lr()
                 self.totals.zero_()
             yield self.epoch
 
-    def training(self, batches: Iterable, length: int, evaluation: float) -> Iterator:
+    def training(
+        self, batches: Iterable, length: int, evaluation: float, bar: Callable[..., Iterable]
+    ) -> Iterator:
         """Pass on what is left of an epoch's `length` batches; between two, save when it is due.
 
-        `evaluation` is the work that the evaluation takes, in training steps.
+        `evaluation` is the work that the evaluation takes, in training steps; `bar` is tqdm.
         """
         left = length - self.step
         batches = itertools.islice(batches, left)
         if self.epoch == self.first_epoch:
-            steps = (self.args.epochs - self.epoch) * (length + evaluation)
+            steps = (self.settings["epochs"] - self.epoch) * (length + evaluation)
             batches = forecast(batches, steps, self.run.log, left)
         hidden = None if self.processes.rank == 0 else True
-        bar = {"total": length, "initial": self.step, "leave": False, "disable": hidden}
-        for batch in tqdm(batches, **bar):
+        for batch in bar(batches, total=length, initial=self.step, leave=False, disable=hidden):
             yield batch
             self.step += 1
             self._save_if_due()
@@ -124,7 +123,7 @@ class Progress:
                 self._save_if_due()
 
     def _save_if_due(self) -> None:
-        is_time = time.monotonic() - self.saved_at >= 60 * self.args.checkpoint_minutes
+        is_time = time.monotonic() - self.saved_at >= 60 * self.settings["checkpoint_minutes"]
         is_asked = self.run.signal is not None
         if any(self.processes.largest(is_asked, is_time)):
             self.save()

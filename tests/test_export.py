@@ -63,7 +63,7 @@ def no_onnx(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["cifar", pytest.param("imagenet", marks=pytest.mark.slow)])
 def exported(request, tmp_path_factory):
     image_size, sizes = CASES[request.param]
     network = make(GENOTYPE, **sizes)
@@ -174,6 +174,7 @@ def corrupt(path):
         onnx.save(model, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_that_deviates_is_an_error_that_names_it(form, tmp_path, monkeypatch):
     def write(path, write):

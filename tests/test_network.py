@@ -324,7 +324,8 @@ def test_impossible_sizes_are_named(sizes, says):
         Network(**{"genotype": V2} | sizes)
 
 
-@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
 def test_compiled_in_one_graph_gives_the_same_logits_and_gradients(training):
     torch._dynamo.reset()
     network = make(random_genotype(3, 2), num_cells=3).train(training)

@@ -141,7 +141,9 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("script", ["final one-cycle"])  # tests/faults has the others
+@pytest.mark.parametrize(
+    "script", [pytest.param("search order 2", marks=pytest.mark.slow), "final one-cycle"]
+)
 def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
     tmp_path, monkeypatch, script
 ):
@@ -217,6 +219,7 @@ def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
     assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in last
 
 
+@pytest.mark.slow
 def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
     values = iter([1.0] * 5 + [1.2, 1.3, 1.4, 1.5, 1.6])  # their means: 1 and 1.4
     monkeypatch.setattr(train_search, "largest_eigenvalue", lambda *_: next(values))
@@ -388,21 +391,8 @@ def test_the_imagenet_recipe_is_that_of_the_original_code():
     assert (args.w_schedule, args.in_memory) == ("exponential", "never")
 
 
-@pytest.fixture
-def three_classes(tmp_path):
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 6), ("test", 2)):
-        for name in ("ant", "bee", "cow"):
-            folder = tmp_path / "pictures" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(256, size=(12, 10, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return ["--dataset", "folder", "--data-dir", f"{tmp_path}/pictures", "--batch-size", "4"]
-
-
-def test_images_in_files_train_alike_with_any_number_of_workers(tmp_path, three_classes):
-    arguments = [*three_classes, "--recipe", "imagenet", "--image-size", "32", *V2]
+def test_images_in_files_train_alike_with_any_number_of_workers(tmp_path, pictures):
+    arguments = [*pictures, "--recipe", "imagenet", "--image-size", "32", *V2]
     arguments += ["--init-channels", "2", "--num-cells", "3", "--epochs", "1", "--num-workers"]
     results = [
         train_final.main([*arguments, workers, "--out-dir", f"{tmp_path}/run{workers}"])
@@ -412,16 +402,16 @@ def test_images_in_files_train_alike_with_any_number_of_workers(tmp_path, three_
     assert losses[0] == losses[1]
     for in_memory in ("never", "always", "auto"):  # its images are cropped in any case
         evaluated = eval_pretrained.main(
-            [*three_classes, "--weights", f"{tmp_path}/run0", "--in-memory", in_memory]
+            [*pictures, "--weights", f"{tmp_path}/run0", "--in-memory", in_memory]
             + ["--num-workers", "0", "--out-dir", f"{tmp_path}/eval-{in_memory}"]
         )
-        assert evaluated["images"] == 6
+        assert evaluated["images"] == 12
         assert evaluated["loss"] == pytest.approx(losses[0][1], rel=1e-4)
 
 
-def test_fine_tuning_makes_a_new_classifier_for_new_classes(runs, tmp_path, three_classes):
+def test_fine_tuning_makes_a_new_classifier_for_new_classes(runs, tmp_path, pictures):
     base = load_network(runs[0] / "final")
-    arguments = [*three_classes, "--init-from", f"{runs[0]}/final", "--epochs", "1"]
+    arguments = [*pictures, "--init-from", f"{runs[0]}/final", "--epochs", "1"]
     result = train_final.main([*arguments, "--out-dir", f"{tmp_path}/run"])
     log = (tmp_path / "run" / "log.txt").read_text()
     total = len(base.state_dict())
@@ -440,12 +430,12 @@ def test_fine_tuning_with_other_recipes_takes_smaller_steps():
         assert (args.w_lr, args.w_lr_min) == pytest.approx((w_lr, w_lr_min))
 
 
-def test_nnis_second_bn_is_kept_in_fine_tuning(tmp_path, three_classes):
+def test_nnis_second_bn_is_kept_in_fine_tuning(tmp_path, pictures):
     torch.manual_seed(0)
     sizes = {"init_channels": 2, "num_cells": 3, "stem": "imagenet", "auxiliary_second_bn": True}
     network = Network(parse_genotype("DARTS_V2"), 3, **sizes)
     torch.save(network_to_nni(network), tmp_path / "nni.pt")
-    arguments = [*three_classes, "--init-from", f"{tmp_path}/nni.pt", "--epochs", "1"]
+    arguments = [*pictures, "--init-from", f"{tmp_path}/nni.pt", "--epochs", "1"]
     arguments += ["--image-size", "32", "--out-dir", f"{tmp_path}/run"]
     train_final.main(arguments)
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -460,18 +450,18 @@ def test_a_result_is_strict_json(runs):
         json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
 
 
-def test_classes_of_other_names_are_refused(runs, tmp_path, three_classes):
-    arguments = [*three_classes, "--init-from", f"{runs[0]}/final", "--epochs", "1"]
+def test_classes_of_other_names_are_refused(runs, tmp_path, pictures):
+    arguments = [*pictures, "--init-from", f"{runs[0]}/final", "--epochs", "1"]
     train_final.main([*arguments, "--out-dir", f"{tmp_path}/run"])
     (tmp_path / "pictures" / "train" / "bee").rename(tmp_path / "pictures" / "train" / "bat")
     (tmp_path / "pictures" / "test" / "bee").rename(tmp_path / "pictures" / "test" / "bat")
     with pytest.raises(ValueError, match="class 'bat' where the network of .* has 'bee'"):
-        eval_pretrained.main([*three_classes, "--weights", f"{tmp_path}/run"])
+        eval_pretrained.main([*pictures, "--weights", f"{tmp_path}/run"])
 
 
-def test_frozen_features_stay_as_they_were(runs, tmp_path, three_classes):
+def test_frozen_features_stay_as_they_were(runs, tmp_path, pictures):
     base = load_network(runs[0] / "final").state_dict()
-    arguments = [*three_classes, "--init-from", f"{runs[0]}/final", "--epochs", "2"]
+    arguments = [*pictures, "--init-from", f"{runs[0]}/final", "--epochs", "2"]
     train_final.main([*arguments, "--freeze-features", "--out-dir", f"{tmp_path}/run"])
     tuned = load_network(tmp_path / "run").state_dict()
     assert tuned["classifier.weight"].shape[0] == 3

@@ -46,19 +46,6 @@ def kill_and_resume(run, name, folder, rng, seconds, kills):
         in_save += (folder / "last.pt.tmp").exists()
 
 
-@pytest.mark.parametrize("name", ["search order 2"])  # the others: below
-def test_a_killed_run_ends_as_an_uninterrupted_one(run, whole, tmp_path, name):
-    folder, seconds = whole(name)
-    hit = 0
-    for seed in range(10):  # a kill may come too early or too late
-        if hit == 0:
-            shutil.rmtree(tmp_path / "run", ignore_errors=True)
-            rng = random.Random(seed)
-            hit, _ = kill_and_resume(run, name, tmp_path / "run", rng, seconds, kills=1)
-    assert hit == 1
-    assert_same_result(tmp_path / "run", folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name, kills", [*zip(SCRIPTS, (17, 17, 16), strict=True)])
 def test_50_kills_at_random_moments_change_nothing(run, whole, tmp_path, name, kills):

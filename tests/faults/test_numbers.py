@@ -18,6 +18,7 @@ CASES = {
     "search": (train_search, "Supernet", "cells.1.preprocess1.conv.weight", 3, "0.013"),
     "final": (train_final, "Network", "classifier.weight", 6, "0.0125"),
 }
+SEARCH_IS_SLOW = [pytest.param("search", marks=pytest.mark.slow), "final"]
 KEYS = {"search": ("model", "w_optimizer"), "final": ("network", "optimizer")}  # in a checkpoint
 
 
@@ -83,7 +84,7 @@ def test_a_run_stops_before_the_weights_are_damaged_and_can_go_on(
     assert_same_result(tmp_path / "run", whole(case)[0])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SEARCH_IS_SLOW)
 def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, tmp_path, case):
     states = train(case, math.nan, [2], "--on-nonfinite", "skip")
     assert states[1] == states[0] != states[2]
@@ -93,7 +94,7 @@ def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, 
     assert all(math.isfinite(record["train_loss"]) for record in history)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SEARCH_IS_SLOW)
 def test_the_tenth_in_a_row_stops_the_run(train, case):
     steps = CASES[case][3]
     epoch, step = 1 + 10 // steps, 1 + 10 % steps  # steps 2 to 11 are wrong

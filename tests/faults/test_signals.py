@@ -9,7 +9,6 @@ import sys
 import time
 from functools import partial
 
-import numpy as np
 import pytest
 from children import (
     EACH_STEP,
@@ -22,7 +21,6 @@ from children import (
     raise_signal,
     run_script,
 )
-from PIL import Image
 
 from darts_min import checkpoint, evaluation
 from darts_min.checkpoint import CHECKPOINTS, RunFolder
@@ -179,19 +177,6 @@ def test_a_second_process_is_refused_until_the_first_has_died(run, whole, tmp_pa
     third = run("search", folder, "--resume")
     assert third.wait() == 0, third.printed()
     assert_same_result(folder, whole("search")[0])
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 4)):
-        for name in ("ant", "bee"):
-            folder = tmp_path / "pictures" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(256, size=(12, 10, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return ["--dataset", "folder", "--data-dir", f"{tmp_path}/pictures", "--batch-size", "4"]
 
 
 @pytest.fixture
