@@ -3,6 +3,9 @@
     python train_search.py --demo                      # offline, 2 CPU cores: under 2 minutes
     python train_search.py --dataset cifar10           # the paper's search, first order
     python train_search.py --dataset cifar10 --order 2
+    python train_search.py --dataset cifar10 --relaxation gumbel   # GDAS; or another successor
+    python train_search.py --dataset cifar10 --method random       # the baseline
+    python train_search.py --dataset cifar10 --seeds 0 1 2 3 --select-epochs 100    # Sec. 3.2
 
 Expected on CIFAR-10 (paper, not run here): cells that reach 2.8-3.0 % test error after the final
 training; 1.5 (order 1) or 4 (order 2) GPU days on a GTX 1080 Ti. README has what was run here.
@@ -13,6 +16,7 @@ import itertools
 import math
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
 
@@ -21,6 +25,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import train_final
 from darts_min.alarms import (
     WINDOW,
     discretised,
@@ -30,7 +35,8 @@ from darts_min.alarms import (
 )
 from darts_min.architect import architecture_gradient
 from darts_min.arguments import check_ranges
-from darts_min.checkpoint import open_run, table, versions
+from darts_min.batches import generator_of
+from darts_min.checkpoint import CHECKPOINTS, check_same_arguments, open_run, table, versions
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
@@ -49,10 +55,14 @@ from darts_min.device import (
 )
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
-from darts_min.genotypes import format_genotype, parse_genotype
+from darts_min.genotypes import PRIMITIVES, format_genotype, parse_genotype
 from darts_min.processes import Processes
 from darts_min.progress import Progress
+from darts_min.random_search import take_best_path
+from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, SinglePath, Softmax
 from darts_min.schedules import learning_rate_factor
+from darts_min.selection import rank
+from darts_min.spaces import Space, parse_space
 from darts_min.supernet import Supernet
 
 DEMO = {
@@ -63,9 +73,26 @@ DEMO = {
     "num_cells": 3,
     "batch_size": 32,
     "epochs": 6,
-    "hessian_every": 3,
     "w_lr": 0.05,
     "alpha_lr": 0.01,
+    "alpha_warmup_epochs": 0,
+    "select_epochs": 2,
+    "select_channels": 8,
+    "select_cells": 3,
+}
+# What the papers of the relaxations changed in the recipe; GDAS also anneals tau (--tau).
+RELAXATIONS = {
+    "softmax": {},
+    "gumbel": {"epochs": 250},
+    "dirichlet": {"w_lr": 0.1, "w_lr_min": 0.0, "alpha_lr": 6e-4, "alpha_warmup_epochs": 10},
+    "sigmoid": {
+        "w_lr": 0.005,
+        "batch_size": 128,
+        "alpha_lr": 3e-3,
+        "alpha_betas": [0.9, 0.999],
+        "space": ",".join(PRIMITIVES[1:]),
+    },
+    "partial": {"w_lr": 0.1, "batch_size": 256, "alpha_lr": 6e-4, "alpha_warmup_epochs": 15},
 }
 # NNI's tutorial, first run: no clipping, schedule or momentum; w by Adam.
 PLAIN = {
@@ -76,6 +103,9 @@ PLAIN = {
     "w_weight_decay": 1e-4,
     "w_grad_clip": 0.0,
 }
+
+
+ALPHAS = ("alphas_", "betas_")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -106,12 +136,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--image-size", type=int, help="resize to squares of this many pixels")
     data.add_argument("--subset", type=int, help="use this many training images, class-balanced")
     data.add_argument("--batch-size", type=int, default=64)
+    data.add_argument("--search-cutout", type=int, default=0, help="pixels, ever more often")
     data.add_argument("--grad-accum", type=int, default=1, help="parts of a batch, one at a time")
     net = parser.add_argument_group("supernet")
     net.add_argument("--init-channels", type=int, default=16)
     net.add_argument("--num-cells", type=int, default=8)
     net.add_argument("--checkpoint-cells", action="store_true", help="less memory, more time")
     net.add_argument("--num-nodes", type=int, default=4, help="intermediate nodes of a cell")
+    net.add_argument("--space", default="darts", help="darts, nni, S1, ..., S4, or OP,OP,...")
+    net.add_argument("--search-drop-path", type=float, default=0.0, help="probability at the end")
+    relax = parser.add_argument_group("method")
+    relax.add_argument("--method", choices=("darts", "random"), default="darts")
+    relax.add_argument("--relaxation", choices=RELAXATIONS, default="softmax")
+    relax.add_argument("--tau", type=float, nargs=2, default=[10, 0.1], help="gumbel: start, end")
+    relax.add_argument("--zero-one-weight", type=float, default=10.0, help="sigmoid: of that loss")
+    relax.add_argument("--partial", type=int, default=4, help="partial: 1/K of the channels")
+    relax.add_argument("--candidates", type=int, default=100, help="random: ranked in each epoch")
     opt = parser.add_argument_group("optimisation")
     opt.add_argument("--epochs", type=int, default=50)
     opt.add_argument(
@@ -125,23 +165,67 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-weight-decay", type=float, default=3e-4)
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
     opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
-    opt.add_argument("--alpha-lr", type=float, default=3e-4, help="Adam, betas 0.5, 0.999")
+    opt.add_argument("--alpha-lr", type=float, default=3e-4, help="Adam")
+    opt.add_argument("--alpha-betas", type=float, nargs=2, default=[0.5, 0.999], help="of Adam")
     opt.add_argument("--alpha-weight-decay", type=float, default=1e-3)
     signs = parser.add_argument_group("signs of a bad cell")
     signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: no eigenvalue")
     signs.add_argument("--early-stop", action="store_true", help="by the eigenvalue (RobustDARTS)")
     signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS, DARTS+: 2)")
+    select = parser.add_argument_group("selection among several searches (Sec. 3.2)")
+    select.add_argument("--seeds", type=int, nargs="+", help="search once with each of these")
+    select.add_argument("--select-epochs", type=int, default=100, help="to train each cell found")
+    select.add_argument("--select-channels", type=int, default=36, help="of its network")
+    select.add_argument("--select-cells", type=int, default=20, help="of its network")
     args = parser.parse_args(argv)
-    for chosen, defaults in ((args.recipe == "plain", PLAIN), (args.demo, DEMO)):
+    for chosen, defaults in (
+        (True, RELAXATIONS[args.relaxation]),
+        (args.method == "random", {"hessian_every": 0}),
+        (args.recipe == "plain", PLAIN),
+        (args.demo, DEMO),
+        (args.demo and args.method == "darts", {"hessian_every": 3}),
+    ):
         if chosen:
             parser.set_defaults(**defaults)  # explicit flags still win
     args = parser.parse_args(argv)
     check_ranges(vars(args))
     if args.early_stop and args.hessian_every != 1:
         raise ValueError(f"--early-stop needs --hessian-every 1, not {args.hessian_every}")
+    if args.method == "random":
+        for flag in ("--compile", "--early-stop", "--hessian-every", "--max-skips"):
+            if getattr(args, flag[2:].replace("-", "_")):
+                raise ValueError(f"{flag}: not with --method random, whose alphas learn nothing")
+        if args.relaxation != "softmax":
+            raise ValueError(f"--relaxation {args.relaxation}: not with --method random")
+    elif args.relaxation == "gumbel" and args.compile:
+        raise ValueError("--compile: not with --relaxation gumbel, each of whose steps differs")
+    if args.alpha_warmup_epochs >= args.epochs and not args.fast_dev_run:
+        raise ValueError(
+            f"--alpha-warmup-epochs {args.alpha_warmup_epochs}: must be less than --epochs, "
+            f"{args.epochs}"
+        )
     if args.fast_dev_run:
         args.epochs = 1
     return args
+
+
+def choose_relaxation(args: argparse.Namespace, space: Space) -> Softmax:
+    if args.method == "random":
+        return SinglePath(space.primitives.index("none") if "none" in space.primitives else None)
+    if args.relaxation == "gumbel":
+        return Gumbel(args.tau[0])
+    if args.relaxation == "sigmoid":
+        return Sigmoid(args.zero_one_weight)
+    return Dirichlet() if args.relaxation == "dirichlet" else Softmax()
+
+
+def schedule(done: float, model: Supernet, loaders: Iterable[Loader], args) -> None:
+    """Set what changes linearly from the first epoch (`done` 0) to the last one (1)."""
+    model.drop_path_prob = done * args.search_drop_path  # and cutout: arXiv 1909.09656, Sec. 5
+    for loader in loaders:
+        loader.cutout_prob = done
+    if args.relaxation == "gumbel":
+        model.relaxation.tau = args.tau[0] + done * (args.tau[1] - args.tau[0])
 
 
 def train_epoch(
@@ -165,18 +249,28 @@ def train_epoch(
     def scaled_loss(logits, target):
         return alpha_scaler.scale(F.cross_entropy(logits, target))
 
+    def scaled_penalty(alphas):
+        return alpha_scaler.scale(model.relaxation.penalty(alphas))
+
     for train_batch, val_batch in batches:
         # Alg. 1, line 1: update alpha by descending grad_alpha L_val(w - xi grad_w L_train, alpha).
         if search:
             with autocast():
                 alpha_grads = architecture_gradient(
-                    model, scaled_loss, train_batch, val_batch, xi, w_optimizer, parts
+                    model,
+                    scaled_loss,
+                    train_batch,
+                    val_batch,
+                    xi,
+                    w_optimizer,
+                    parts,
+                    scaled_penalty,
                 )
             processes.average(alpha_grads)
             for alpha, grad in zip(model.alphas(), alpha_grads, strict=True):
                 alpha.grad = grad
-            norm = torch.stack(alpha_grads).norm()
-            named = zip(("alphas_normal", "alphas_reduce"), alpha_grads, strict=True)
+            norm = torch.nn.utils.get_total_norm(alpha_grads)
+            named = ((n, p.grad) for n, p in model.named_parameters() if n.startswith(ALPHAS))
             if alpha_scaler.is_enabled() or not guard.rejects("alpha", norm, named):
                 alpha_scaler.step(alpha_optimizer)
                 alpha_scaler.update()
@@ -191,11 +285,14 @@ def train_epoch(
             w_scaler.scale(loss / parts).backward()
             mean_loss = mean_loss + loss.detach() / parts
             results.append((loss.detach(), logits.detach(), target))
+        for w in weights:
+            if w.grad is None:  # of an operation that was not drawn
+                w.grad = torch.zeros_like(w)
         w_scaler.unscale_(w_optimizer)
         processes.average([mean_loss, *(w.grad for w in weights)])
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights])
         total = mean_loss if w_scaler.is_enabled() else mean_loss + norm
-        gradients = ((name, p.grad) for name, p in model.named_parameters())
+        gradients = ((n, p.grad) for n, p in model.named_parameters() if not n.startswith(ALPHAS))
         if not guard.rejects("w", total, gradients):
             torch.nn.utils.clip_grads_with_norm_(weights, args.w_grad_clip or math.inf, norm)
             w_scaler.step(w_optimizer)
@@ -206,6 +303,10 @@ def train_epoch(
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
+    return search(args, argv) if args.seeds is None else select(args, argv)
+
+
+def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
     processes = Processes(device)
@@ -228,6 +329,7 @@ def main(argv: list[str] | None = None) -> dict:
             statistics,
             (args.seed, stream),
             augment=True,
+            cutout=args.search_cutout,
             memory_format=memory_format,
             shard=processes.shard,
         )
@@ -241,14 +343,17 @@ def main(argv: list[str] | None = None) -> dict:
         shard=processes.shard,
     )
 
-    num_classes = len(dataset.classes)
+    num_classes, space = len(dataset.classes), parse_space(args.space)
     model = Supernet(
         num_classes,
         args.init_channels,
         args.num_cells,
         args.num_nodes,
-        in_channels=train.images.size(3),
+        train.images.size(3),
+        *space,
+        partial=args.partial if args.relaxation == "partial" else 1,
     ).to(device, memory_format=memory_format)
+    model.relaxation = choose_relaxation(args, space)
     model.checkpoint_cells = args.checkpoint_cells
     uncompiled = compile_cells(model) if args.compile else nullcontext
     processes.equalise(model.parameters())
@@ -266,7 +371,7 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         w_optimizer = torch.optim.Adam(model.weights(), args.w_lr, weight_decay=args.w_weight_decay)
     alpha_optimizer = torch.optim.Adam(
-        model.alphas(), args.alpha_lr, betas=(0.5, 0.999), weight_decay=args.alpha_weight_decay
+        model.alphas(), args.alpha_lr, args.alpha_betas, weight_decay=args.alpha_weight_decay
     )
     steps_per_epoch = min(limit or math.inf, len(w_loader))
     last = args.w_lr_min / args.w_lr if args.w_lr else 0.0
@@ -299,6 +404,11 @@ def main(argv: list[str] | None = None) -> dict:
         run.save_json("args.json", vars(args))
         run.report(lambda writer: writer.add_text("arguments", table(vars(args))), progress.epoch)
         genotype = model.genotype(max_skips=args.max_skips)
+        part = limit or math.ceil(1000 / args.batch_size)  # batches, to rank random cells on
+
+        def evaluate_on(number, network):
+            batches = progress.evaluation(itertools.islice(eval_loader, number))
+            return evaluate(network, batches, num_classes, autocast, processes.sum)
 
         def has_collapsed() -> bool:
             signs = (record["signs"] for record in progress.history)
@@ -307,6 +417,7 @@ def main(argv: list[str] | None = None) -> dict:
         for epoch in progress.epochs():
             if has_collapsed():
                 break
+            schedule(epoch / max(1, args.epochs - 1), model, (w_loader, alpha_loader), args)
             batches = zip(  # the alpha half is never the smaller one: it lasts for the epoch
                 w_loader.epoch(epoch, progress.step),
                 alpha_loader.epoch(epoch, progress.step),
@@ -323,16 +434,19 @@ def main(argv: list[str] | None = None) -> dict:
                 autocast,
                 progress,
                 xi=progress.lr if args.order == 2 else 0.0,
-                search=epoch >= args.alpha_warmup_epochs,
+                search=args.method == "darts" and epoch >= args.alpha_warmup_epochs,
                 args=args,
             )
-            batches = progress.evaluation(itertools.islice(eval_loader, limit))
             with uncompiled():
-                val = evaluate(model, batches, num_classes, autocast, processes.sum)
-                batches = progress.evaluation(itertools.islice(eval_loader, limit))
-                discrete = evaluate(
-                    discretised(model), batches, num_classes, autocast, processes.sum
-                )
+                if args.method == "random":
+                    take_best_path(
+                        model,
+                        args.candidates,
+                        generator_of(args.seed, 2, epoch),
+                        lambda path, on_all: evaluate_on(limit if on_all else part, path).accuracy,
+                    )
+                val = evaluate_on(limit, model)
+                discrete = evaluate_on(limit, discretised(model))
                 eigenvalue = None
                 if args.hessian_every and (epoch + 1) % args.hessian_every == 0:
                     batch = next(iter(eval_loader))
@@ -372,11 +486,10 @@ def main(argv: list[str] | None = None) -> dict:
                 + (f"  {skipped} batches skipped" if skipped else "")
             )
             pictures = {}
-            for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
-                mix = model.mixture(alphas.detach()).tolist()
+            for kind, mix in zip(("normal", "reduce"), model.mixtures(), strict=True):
                 pictures[f"cell_{kind}"] = draw_cell(genotype, kind)
                 pictures[f"alphas_{kind}"] = draw_alphas(
-                    mix, model.primitives, f"softmax, {kind} cell"
+                    mix.tolist(), model.primitives, f"{args.relaxation}, {kind} cell"
                 )
             for name, picture in pictures.items():
                 run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
@@ -403,15 +516,77 @@ def main(argv: list[str] | None = None) -> dict:
             "out_dir": str(run.path),
         }
         run.save_json("result.json", result)
-        data = "--demo" if args.demo else f"--dataset {args.dataset} --data-dir {args.data_dir}"
-        if args.image_size and not args.demo:
-            data += f" --image-size {args.image_size}"
         run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
         run.log(f"genotype: {result['genotype']}")
         run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
-        run.log(f"next: python train_final.py {data} --genotype {run.path}")
+        run.log(f"next: python train_final.py {data_flags(args)} --genotype {run.path}")
         run.check_written()
     return result
+
+
+def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
+    """Search with each seed, train each cell on half of the images, keep the best on the others.
+
+    Each search and each training has a run folder of its own in that of the selection.
+    """
+    processes = Processes(choose_device(args.device))
+    with open_run("train_search.py", argv, "runs/select", vars(args), processes, tqdm.write) as run:
+        if args.resume:
+            before = run.load_checkpoint(torch.device("cpu"))["args"]
+            check_same_arguments(vars(args), before)
+        run.save_json("args.json", vars(args))
+        run.save_checkpoint({"args": vars(args)})
+
+        def folder(name: str) -> dict:
+            begun = any((run / name / file).exists() for file in CHECKPOINTS)
+            return {"out_dir": str(run / name), "resume": processes.from_first(begun)}
+
+        results = []
+        try:
+            for seed in args.seeds:
+                settings = {"seed": seed, "seeds": None} | folder(f"search-{seed}")
+                found = search(argparse.Namespace(**vars(args) | settings), argv)
+                settings = folder(f"final-{seed}") | {"genotype": found["out_dir"]}
+                results.append((seed, found, train_final.main(final_arguments(args, **settings))))
+        except SystemExit:
+            run.log(f"continue the selection with: {run.command}")
+            raise
+
+        ranking = rank(run, results)
+        best = ranking[0]["seed"]
+        result = {"ranking": ranking, "args": vars(args), "out_dir": str(run.path)}
+        run.save_json("result.json", result)
+        run.log(f"best: seed {best}; pictures of all cells: {run / 'cells.png'}")
+        run.log(f"next: python train_final.py {data_flags(args)} --genotype {run.path}")
+        run.check_written()
+    return result
+
+
+def final_arguments(
+    args: argparse.Namespace, out_dir: str, resume: bool, genotype: str
+) -> list[str]:
+    """Return the arguments with which train_final.py trains a cell for the selection."""
+    values = {
+        "genotype": genotype,
+        "out_dir": out_dir,
+        "epochs": args.select_epochs,
+        "init_channels": args.select_channels,
+        "num_cells": args.select_cells,
+    }
+    same = ("dataset", "data_dir", "image_size", "subset", "batch_size", "seed", "device", "amp")
+    same += ("channels_last", "checkpoint_minutes", "on_nonfinite")
+    values |= {name: getattr(args, name) for name in same if getattr(args, name) is not None}
+    flags = ["holdout"] + ["resume"] * resume
+    flags += [name for name in ("demo", "fast_dev_run", "compile") if getattr(args, name)]
+    pairs = [[f"--{name.replace('_', '-')}", str(value)] for name, value in values.items()]
+    return sum(pairs, []) + [f"--{flag.replace('_', '-')}" for flag in flags]
+
+
+def data_flags(args: argparse.Namespace) -> str:
+    if args.demo:
+        return "--demo"
+    size = f" --image-size {args.image_size}" if args.image_size else ""
+    return f"--dataset {args.dataset} --data-dir {args.data_dir}{size}"
 
 
 def report(writer, model, record, pictures) -> None:
@@ -424,8 +599,7 @@ def report(writer, model, record, pictures) -> None:
     writer.add_text("genotype", f"`{record['genotype']}`", epoch)
     for name, sign in record["signs"].items():
         writer.add_scalar(name, sign, epoch)
-    for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
-        mix = model.mixture(alphas.detach())
+    for kind, mix in zip(("normal", "reduce"), model.mixtures(), strict=True):
         edges = [(node, j) for node in range(model.num_nodes) for j in range(2 + node)]
         for (node, j), row in zip(edges, mix.tolist(), strict=True):
             for op, weight in zip(model.primitives, row, strict=True):

@@ -36,8 +36,7 @@ def mixture_signs(model: Supernet) -> dict[str, float]:
     those leads.
     """
     signs, genotype = {}, model.genotype()
-    for kind, alphas in zip(KINDS, model.alphas(), strict=True):
-        mix = model.mixture(alphas)
+    for kind, mix in zip(KINDS, model.mixtures(), strict=True):
         nones = [i for i, name in enumerate(model.primitives) if name == "none"]
         others = [i for i, name in enumerate(model.primitives) if name != "none"]
         kept = mix[kept_edges(getattr(genotype, kind))]
@@ -60,18 +59,22 @@ def rule_disagreements(model: Supernet) -> int:
     return count
 
 
+@torch.no_grad()
 def discretised(model: Supernet) -> Supernet:
     """Return a copy with the same weights, in which the genotype's operations alone are mixed in.
 
-    Each with weight 1, as in the network that will be trained.
+    Each with weight 1, as in the network that will be trained; the others are not computed.
     """
     discrete, genotype = deepcopy(model), model.genotype()
-    for kind, alphas in zip(KINDS, discrete.alphas(), strict=True):
+    mixes = []
+    for kind, mix in zip(KINDS, model.mixtures(), strict=True):
         cell = getattr(genotype, kind)
         columns = [model.primitives.index(op) for op, _ in cell]
-        alphas.data.zero_()
-        alphas.data[kept_edges(cell), columns] = 1
-    discrete.mixture = lambda alphas: alphas
+        mix = torch.zeros_like(mix)
+        mix[kept_edges(cell), columns] = 1
+        mixes.append(mix)
+    discrete.mixtures = lambda random: mixes
+    discrete.chosen = lambda mix, kind: (mix != 0).tolist()
     return discrete
 
 
@@ -95,10 +98,13 @@ def largest_eigenvalue(
     alphas = {name: named[name].detach().requires_grad_() for name in names}
     fixed = {name: p.detach() for name, p in named.items() if name not in alphas}
     inputs, target = batch
+    training = model.training
+    model.eval()  # the mean mixture, where a relaxation draws
     with torch.enable_grad():
         loss = loss_fn(functional_call(model, {**fixed, **alphas}, (inputs,)), target)
         grads = torch.autograd.grad(loss, alphas.values(), create_graph=True)
         gradient = torch.cat([grad.flatten() for grad in grads])
+    model.train(training)
 
     def product(v: Tensor) -> Tensor:
         rows = torch.autograd.grad(gradient, alphas.values(), v.to(gradient), retain_graph=True)

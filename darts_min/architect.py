@@ -17,6 +17,7 @@ def architecture_gradient(
     xi: float,
     w_optimizer: torch.optim.Optimizer | None = None,
     parts: int = 1,
+    penalty: Callable[[list[Tensor]], Tensor] | None = None,
 ) -> list[Tensor]:
     """Return d L_val(w'(alpha), alpha) / d alpha, one tensor for each of `model.alphas()`.
 
@@ -28,9 +29,11 @@ def architecture_gradient(
 
     A batch is `(input, target)`, a loss `loss_fn(model(input), target)`. With `parts` > 1 both are
     tensors, and the loss is the mean over that many equal parts of the batch, one at a time.
-    Weights, alphas, their `.grad` and `requires_grad`, buffers, optimizer and random state are left
-    as they were: all variants of w are separate tensors. The second order ignores autocast, whose
-    rounding would drown the finite difference.
+    `penalty(alphas)`, where given, is a summand of L_val. Weights, alphas, their `.grad` and
+    `requires_grad`, buffers, optimizer and random state are left as they were: all variants of w
+    are separate tensors, and what is random in the model is drawn alike for all of them. What a
+    loss does not depend on has gradient 0. The second order ignores autocast, whose rounding would
+    drown the finite difference.
     """
     alpha_ids = {id(alpha) for alpha in model.alphas()}
     named = dict(model.named_parameters())
@@ -48,13 +51,21 @@ def architecture_gradient(
             for inputs, target in batches:
                 output = functional_call(model, {**w, **alpha, **buffers}, (inputs,))
                 loss = loss_fn(output, target) / parts
-                grads = torch.autograd.grad(loss, wrt.values(), allow_unused=False)
+                grads = torch.autograd.grad(loss, wrt.values(), materialize_grads=True)
                 sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
         return sums
 
-    if xi == 0:
-        grads = dict(zip(alpha, gradients(val_batch, w, alpha), strict=True))
+    def in_order(grads: list[Tensor]) -> list[Tensor]:
+        grads = dict(zip(alpha, grads, strict=True))
+        if penalty is not None:
+            with torch.enable_grad():
+                value = penalty([alpha[name] for name in order])
+            extra = torch.autograd.grad(value, alpha.values(), materialize_grads=True)
+            grads = {name: g + e for (name, g), e in zip(grads.items(), extra, strict=True)}
         return [grads[name] for name in order]
+
+    if xi == 0:
+        return in_order(gradients(val_batch, w, alpha))
 
     with torch.autocast(device.type, enabled=False):
         for tensor in w.values():
@@ -71,11 +82,8 @@ def architecture_gradient(
         w_minus = {name: (w[name] - eps * v[name]).detach() for name in w}
         plus = gradients(train_batch, w_plus, alpha)
         minus = gradients(train_batch, w_minus, alpha)
-        grads = {
-            name: g - xi * (p - m) / (2 * eps)
-            for name, g, p, m in zip(alpha, alpha_grad, plus, minus, strict=True)
-        }
-    return [grads[name] for name in order]
+        triples = zip(alpha_grad, plus, minus, strict=True)
+        return in_order([g - xi * (p - m) / (2 * eps) for g, p, m in triples])
 
 
 def _virtual_step(

@@ -9,12 +9,20 @@ RANGES = {
     "image_size": "[8, inf)",
     "subset": "[1, inf)",
     "seed": "[0, 9e18]",
+    "seeds": "[0, 9e18]",
+    "select_epochs": "[1, inf)",
     "num_workers": "[0, 1000]",
     "checkpoint_minutes": "[0, inf)",
     "alpha_warmup_epochs": "[0, inf)",
     "hessian_every": "[0, inf)",
     "max_skips": "[0, 8]",
     "cutout": "[0, inf)",
+    "search_cutout": "[0, inf)",
+    "search_drop_path": "[0, 1)",
+    "tau": "(0, inf)",
+    "zero_one_weight": "[0, inf)",
+    "partial": "[2, inf)",
+    "candidates": "[1, inf)",
     "max_params": "(0, inf)",
     "max_madds": "(0, inf)",
     "w_lr": "[0, inf)",
@@ -24,6 +32,7 @@ RANGES = {
     "w_weight_decay": "[0, inf)",
     "w_grad_clip": "[0, inf)",
     "alpha_lr": "[0, inf)",
+    "alpha_betas": "[0, 1)",
     "alpha_weight_decay": "[0, inf)",
     "auxiliary_weight": "[0, inf)",
     "drop_path_prob": "[0, 1)",
@@ -34,14 +43,17 @@ RANGES = {
 def check_ranges(args: dict[str, Any]) -> None:
     """Raise a ValueError that names the first argument outside of its range; None is in any."""
     for name, text in RANGES.items():
-        value = args.get(name)
-        if value is None:
-            continue
+        values = args.get(name)
         least, most = (float(end) for end in text[1:-1].split(","))
-        is_inside = least <= value <= most
-        is_at_open_end = (text[0] == "(" and value == least) or (text[-1] == ")" and value == most)
-        if not is_inside or is_at_open_end:  # nan is outside
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be in {text}")
+        for value in values if isinstance(values, list) else [values]:
+            if value is None:
+                continue
+            is_inside = least <= value <= most  # nan is not
+            is_at_open_end = value == {"(": least}.get(text[0]) or value == {")": most}.get(
+                text[-1]
+            )
+            if not is_inside or is_at_open_end:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must be in {text}")
     if args.get("batch_size", 1) % args.get("grad_accum", 1):
         raise ValueError(
             f"--grad-accum {args['grad_accum']}: must divide --batch-size, {args['batch_size']}"

@@ -242,9 +242,9 @@ def open_run(
     if path is None and processes.rank == 0:
         path = resumable_folder(default, args) if args["resume"] else free_folder(default)
     path = processes.from_first(path)
-    more = [] if args["out_dir"] else ["--out-dir", str(path)]
-    more += [] if args["resume"] else ["--resume"]
     command = sys.argv if argv is None else [script, *argv]
+    more = [] if args["out_dir"] else ["--out-dir", str(path)]
+    more += [] if "--resume" in command else ["--resume"]
     command = f"{processes.launcher} {shlex.join([*command, *more])}"
     return RunFolder(path, args["resume"], command, processes, write)
 

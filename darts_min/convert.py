@@ -98,6 +98,8 @@ def supernet_to_quark0(supernet: Supernet) -> tuple[dict[str, Tensor], list[Tens
     """
     if supernet.primitives != PRIMITIVES:
         raise ValueError(f"operations {supernet.primitives}: the original code has {PRIMITIVES}")
+    if len(supernet.alphas()) > 2:
+        raise ValueError("a supernet on parts of its channels: the original code has all")
     modules = list(_supernet_modules(supernet))
     edges = Counter(name for _, name in modules)
     ours, chunks, state_dict = supernet.state_dict(), {}, {}

@@ -161,8 +161,9 @@ class Loader:
 
     For training (`augment`) the order is shuffled anew in each epoch, incomplete batches are
     dropped, and images are cropped from a frame of `padding` zero pixels, flipped, and lose a
-    square of side `cutout` (0: none), all by random numbers of `key`, a seed; otherwise every image
-    comes once, in order. `shard` is (rank, number of processes): each process gets batches of its
+    square of side `cutout` (0: none) with probability `cutout_prob` (an attribute, to be
+    scheduled), all by random numbers of `key`, a seed; otherwise every image comes once, in order.
+    `shard` is (rank, number of processes): each process gets batches of its
     own. Raises ValueError where not a single batch can be filled.
     """
 
@@ -182,6 +183,7 @@ class Loader:
         self.data = data
         self.image_size = data.images.size(1)
         self.augment, self.padding, self.cutout = augment, padding, cutout
+        self.cutout_prob = 1.0
         self.memory_format = memory_format
         # One value per pixel and channel, (H, W, C): broadcasting over three channels is slow.
         mean, std = (s.to(data.images.device).expand(data.images.shape[1:]) for s in statistics)
@@ -218,7 +220,11 @@ class Loader:
         x = self.normalise(crop_and_flip(self.data.images, index, *shifts))
         if self.cutout:
             centre = (torch.randint(size, (n,), **draw).to(device) for size in (h, w))
-            x *= cutout_mask(*centre, h, w, self.cutout)
+            mask = cutout_mask(*centre, h, w, self.cutout)
+            if self.cutout_prob < 1:
+                spared = torch.rand(n, **draw) >= self.cutout_prob
+                mask = torch.where(spared.to(device)[:, None, None, None], 1, mask)
+            x *= mask
         return x
 
 

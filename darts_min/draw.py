@@ -25,7 +25,14 @@ PORT, LABEL_HEIGHT, ARROW = 15, 23, 28  # port off the box's middle; line from l
 LANE, EXIT, CORNER = 13, 9, 8  # between lanes; between the lines that leave a box; radius
 
 # Okabe and Ito's colour-blind safe hues, darkened until they are legible as text on white.
-COLORS = {"sep": "#0072b2", "dil": "#a03c7c", "max": "#b84f00", "avg": "#b84f00", "skip": "#007a59"}
+COLORS = {
+    "sep": "#0072b2",
+    "dil": "#a03c7c",
+    "max": "#b84f00",
+    "avg": "#b84f00",
+    "skip": "#007a59",
+    "noise": "#8a6d00",
+}
 OUTPUT = -1  # the place of the line to the output among the numbers of a cell's edges
 INK, GREY, PAPER = "#222222", "#8a8a8a", "#ffffff"
 INPUT_FILL, NODE_FILL, OUTPUT_FILL = "#cfeccf", "#cde6f0", "#f1ecc0"  # the hues of the paper
@@ -149,6 +156,25 @@ def draw_cell(genotype: Genotype, kind: str) -> Image.Image:
         canvas.box(box, fill, INK, radius=12)
         canvas.text(_middle(box), name, TEXT, INK)
     return canvas.finish()
+
+
+def draw_side_by_side(genotypes: Sequence[tuple[str, Genotype]]) -> Image.Image:
+    """Draw cells under their captions: a row for each genotype, its normal and reduction cell."""
+    font, pad = _font(TEXT * PIXELS / SCALE), MARGIN * PIXELS
+    rows = [
+        (caption, [draw_cell(genotype, kind) for kind in ("normal", "reduce")])
+        for caption, genotype in genotypes
+    ]
+    widths = [max(cells[i].width for _, cells in rows) for i in range(2)]
+    heights = [2 * pad + max(cell.height for cell in cells) for _, cells in rows]
+    picture = Image.new("RGB", (sum(widths), sum(heights)), PAPER)
+    draw, top = ImageDraw.Draw(picture), 0
+    for (caption, cells), height in zip(rows, heights, strict=True):
+        draw.text((pad, top + pad // 2), caption, INK, font)
+        for left, cell in zip((0, widths[0]), cells, strict=True):
+            picture.paste(cell, (left, top + 2 * pad))
+        top += height
+    return picture
 
 
 def draw_alphas(

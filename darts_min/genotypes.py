@@ -25,6 +25,8 @@ PRIMITIVES = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
+# `noise` is for the space S4 alone (spaces.py).
+OPERATIONS = (*PRIMITIVES, "noise")
 
 FORMS = ("json", "quark0", "pt.darts", "nni")
 
@@ -38,19 +40,22 @@ class Genotype(NamedTuple):
     reduce_concat: tuple[int, ...]
 
 
+# For the tables here and in spaces.py.
+SHORT_NAMES = {
+    "max": "max_pool_3x3",
+    "avg": "avg_pool_3x3",
+    "skip": "skip_connect",
+    "sep3": "sep_conv_3x3",
+    "sep5": "sep_conv_5x5",
+    "dil3": "dil_conv_3x3",
+    "dil5": "dil_conv_5x5",
+}
+
+
 def _cell(text: str) -> tuple[tuple[str, int], ...]:
-    """Expand `sep3-0 skip-1 ...`, the shorthand of the table below."""
-    names = {
-        "max": "max_pool_3x3",
-        "avg": "avg_pool_3x3",
-        "skip": "skip_connect",
-        "sep3": "sep_conv_3x3",
-        "sep5": "sep_conv_5x5",
-        "dil3": "dil_conv_3x3",
-        "dil5": "dil_conv_5x5",
-    }
+    """Expand `sep3-0 skip-1 ...`."""
     edges = (edge.split("-") for edge in text.split())
-    return tuple((names[op], int(predecessor)) for op, predecessor in edges)
+    return tuple((SHORT_NAMES[op], int(predecessor)) for op, predecessor in edges)
 
 
 def _published(normal: str, reduce: str) -> Genotype:
@@ -161,8 +166,8 @@ def check_genotype(genotype: Genotype) -> Genotype:
             if not (isinstance(edge, tuple) and len(edge) == 2):
                 raise ValueError(f"{where}: {edge!r} is not a pair (operation, predecessor)")
             op, predecessor = edge
-            if op not in PRIMITIVES or op == "none":
-                known = ", ".join(PRIMITIVES[1:])
+            if op not in OPERATIONS or op == "none":
+                known = ", ".join(OPERATIONS[1:])
                 raise ValueError(f"{where}: unknown operation {op!r}; known are {known}")
             if type(predecessor) is not int or not 0 <= predecessor < node:
                 raise ValueError(f"{where}: predecessor {predecessor!r} is not in 0..{node - 1}")

@@ -12,6 +12,7 @@ from darts_min.operations import (
     ConvBN,
     DilConv,
     FactorizedReduce,
+    Noise,
     SepConv,
     avg_pool,
     from_phases,
@@ -32,6 +33,8 @@ class Edge(nn.Module):
             self.op = DilConv(channels, int(op[-1]), nn.BatchNorm2d)
         elif op == "skip_connect" and stride == 2:
             self.op = FactorizedReduce(channels, channels, nn.BatchNorm2d)
+        elif op == "noise":
+            self.op = Noise(stride)
 
     def forward(self, x: Tensor, relu: Tensor | None) -> Tensor:
         """Map the state `x`, given with its ReLU, (N, C, H, W) to (N, C, H', W')."""

@@ -1,9 +1,10 @@
 """The candidate operations (Sec. 3.1), each able to serve several edges at once.
 
 All edges that leave one state see the same input, so an operation evaluates `fan` of them as one
-wide convolution: input and output are (N, fan*C, H, W), edge by edge. The discrete network uses
-the same classes with `fan=1`. The ReLU that every convolution starts with is applied by the
-caller, once per state.
+wide convolution: input and output are (N, fan*C, H, W), edge by edge. How many edges, a call learns
+from its weights, so that it may be given those of some edges only. The discrete network uses the
+same classes with `fan=1`. The ReLU that every convolution starts with is applied by the caller,
+once per state.
 """
 
 from collections.abc import Callable
@@ -80,11 +81,19 @@ class DepthwiseConv(nn.Conv2d):
         # In images narrower than 8 pixels, strips do not pay.
         if x.device.type == "cpu" and is_plain and self.kernel_size[0] > 3 and x.size(3) >= 8:
             return _DepthwiseInStrips.apply(x, self.weight, padding)
-        return F.conv2d(x, self.weight, None, self.stride, padding, dilation, self.groups)
+        groups = self.weight.size(0)
+        return F.conv2d(x, self.weight, None, self.stride, padding, dilation, groups)
 
 
-def pointwise(in_channels: int, out_channels: int, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, in `groups` that each have their own input."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1):
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.size(1) // self.weight.size(1)
+        return F.conv2d(x, self.weight, self.bias, groups=groups)
 
 
 class ConvBN(nn.Module):
@@ -92,7 +101,7 @@ class ConvBN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm):
         super().__init__()
-        self.conv = pointwise(in_channels, out_channels)
+        self.conv = PointwiseConv(in_channels, out_channels)
         self.bn = norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,10 +118,10 @@ class SepConv(nn.Module):
         super().__init__()
         wide = fan * channels
         self.depthwise1 = DepthwiseConv(wide, kernel_size, stride)
-        self.pointwise1 = pointwise(wide, wide, groups=fan)
+        self.pointwise1 = PointwiseConv(wide, wide, groups=fan)
         self.bn1 = norm(wide)
         self.depthwise2 = DepthwiseConv(wide, kernel_size)
-        self.pointwise2 = pointwise(wide, wide, groups=fan)
+        self.pointwise2 = PointwiseConv(wide, wide, groups=fan)
         self.bn2 = norm(wide)
 
     def forward(self, x: Tensor, *scale: Tensor) -> Tensor:
@@ -130,7 +139,7 @@ class DilConv(nn.Module):
         super().__init__()
         wide = fan * channels
         self.depthwise = DepthwiseConv(wide, kernel_size)
-        self.pointwise = pointwise(wide, wide, groups=fan)
+        self.pointwise = PointwiseConv(wide, wide, groups=fan)
         self.bn = norm(wide)
 
     def forward(self, x: Tensor, dilation: int, *scale: Tensor) -> Tensor:
@@ -178,10 +187,9 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         if out_channels % 2:
             raise ValueError(f"a factorized reduction to {out_channels} channels: must be even")
-        self.fan = fan
-        half = fan * out_channels // 2
-        self.conv1 = pointwise(in_channels, half)
-        self.conv2 = pointwise(in_channels, half)
+        self.half = out_channels // 2
+        self.conv1 = PointwiseConv(in_channels, fan * self.half)
+        self.conv2 = PointwiseConv(in_channels, fan * self.half)
         self.bn = norm(fan * out_channels)
 
     def forward(self, x: Tensor, *scale: Tensor) -> Tensor:
@@ -191,7 +199,7 @@ class FactorizedReduce(nn.Module):
         # Not stride=2: with few channels in channels-last memory, the weight gradient of that
         # convolution writes out of bounds on the CPU (PyTorch 2.14.1).
         first, second = self.conv1(x[:, :, ::2, ::2]), self.conv2(x[:, :, 1::2, 1::2])
-        halves = zip(first.chunk(self.fan, 1), second.chunk(self.fan, 1), strict=True)
+        halves = zip(first.split(self.half, 1), second.split(self.half, 1), strict=True)
         return self.bn(torch.cat([half for edge in halves for half in edge], 1), *scale)
 
 
@@ -201,3 +209,25 @@ def max_pool(x: Tensor, stride: int) -> Tensor:
 
 def avg_pool(x: Tensor, stride: int) -> Tensor:
     return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+
+
+class Noise(nn.Module):
+    """Standard normal noise in place of the input: a harmful operation (S4 of arXiv 1909.09656).
+
+    In evaluation always the same, so that an accuracy can be had again.
+    """
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor, *scale: Tensor) -> Tensor:
+        """Return (N, fan*C, H', W') for `scale` (fan*C), without it (N, C, H', W')."""
+        n, c, h, w = x[:, :, :: self.stride, :: self.stride].shape
+        generator = None
+        if not self.training and not x.is_meta:
+            generator = torch.Generator(x.device).manual_seed(0)
+        if scale:
+            c = scale[0].numel()
+        noise = torch.randn(n, c, h, w, generator=generator, device=x.device, dtype=x.dtype)
+        return noise * scale[0][:, None, None] if scale else noise

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from darts_min import alarms
 from darts_min.architect import architecture_gradient
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
+from darts_min.relaxations import Gumbel, Softmax
 from darts_min.supernet import Supernet
 
 
@@ -48,6 +49,17 @@ def test_the_largest_eigenvalue_is_that_of_the_whole_hessian(memory_format):
     largest = torch.linalg.eigvalsh((hessian + hessian.t()) / 2)[-1].item()
     assert found == pytest.approx(largest, rel=1e-5)
     assert found > 0
+
+
+def test_the_eigenvalue_of_a_relaxation_that_draws_is_that_of_its_mean():
+    batch = torch.randn(6, 3, 8, 8), torch.randint(10, (6,))
+    found = []
+    for relaxation in (Softmax(), Gumbel()):
+        model = make(num_nodes=1)
+        model.relaxation = relaxation
+        found.append(alarms.largest_eigenvalue(model, F.cross_entropy, batch))
+        assert model.training
+    assert found[0] == found[1]
 
 
 def test_signs_are_those_of_the_mixtures_written_out():

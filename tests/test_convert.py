@@ -333,3 +333,5 @@ def test_a_supernet_of_other_operations_is_no_quark0_supernet():
     supernet = Supernet(init_channels=2, num_cells=3, primitives=("none", "skip_connect"))
     with pytest.raises(ValueError, match="skip_connect.*the original code has"):
         supernet_to_quark0(supernet)
+    with pytest.raises(ValueError, match="parts of its channels"):
+        supernet_to_quark0(Supernet(init_channels=4, num_cells=3, partial=2))

@@ -103,6 +103,21 @@ def test_augmented_batches_equal_torchvision_on_the_same_draws(monkeypatch, cuto
     assert len(draws) == 2 and len(holes) == (2 if cutout else 0)
 
 
+def test_cutout_comes_as_often_as_its_probability_says():
+    data = make(400, 12, 12)
+
+    def batch(cutout, prob):
+        loader = Loader(data, 400, STATISTICS, (0,), augment=True, cutout=cutout)
+        loader.cutout_prob = prob
+        return next(iter(loader))[0]
+
+    plain, cut, sometimes = batch(0, 1.0), batch(6, 1.0), batch(6, 0.3)
+    assert torch.equal(batch(6, 0.0), plain)
+    is_plain, is_cut = ((sometimes == x).flatten(1).all(1) for x in (plain, cut))
+    assert (is_plain | is_cut).all()
+    assert 0.2 < (~is_plain).float().mean() < 0.4
+
+
 def test_draws_cover_all_shifts_both_flips_and_all_centres(monkeypatch):
     data, seen = make(2000), []
     for function in (crop_and_flip, cutout_mask):

@@ -21,12 +21,15 @@ import eval_pretrained
 import train_final
 import train_search
 from darts_min import load_network
+from darts_min.architect import architecture_gradient
 from darts_min.checkpoint import RunFolder
 from darts_min.convert import network_to_nni, network_to_quark0
 from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
+from darts_min.relaxations import Softmax
+from darts_min.spaces import parse_space
 
 ROOT = Path(train_search.__file__).parent
 DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "120", "--batch-size", "20"]
@@ -130,7 +133,16 @@ class Killed(BaseException):
     pass
 
 
+REGULARISED = ["--search-drop-path", "0.5", "--search-cutout", "4"]
 SCRIPTS = {
+    "search gumbel": (
+        train_search.main,
+        [*SEARCH, "--epochs", "2", "--relaxation", "gumbel", *REGULARISED],
+    ),
+    "search random": (
+        train_search.main,
+        [*SEARCH, "--epochs", "2", "--method", "random", "--candidates", "3", "--space", "S4"],
+    ),
     "search": (train_search.main, [*SEARCH, "--epochs", "2"]),
     "search order 2": (train_search.main, [*SEARCH, "--epochs", "2", "--order", "2"]),
     "final": (train_final.main, [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1"]),
@@ -142,7 +154,13 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize(
-    "script", [pytest.param("search order 2", marks=pytest.mark.slow), "final one-cycle"]
+    "script",
+    [
+        pytest.param("search order 2", marks=pytest.mark.slow),
+        "search gumbel",
+        "search random",
+        "final one-cycle",
+    ],
 )
 def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
     tmp_path, monkeypatch, script
@@ -248,11 +266,97 @@ def with_epochs(parse_args, epochs):
     return parse
 
 
-def test_alpha_warmup_leaves_the_alphas_alone(tmp_path):
-    arguments = [*SEARCH, "--epochs", "1", "--alpha-warmup-epochs", "1", "--out-dir"]
+def test_alpha_warmup_leaves_the_alphas_alone(tmp_path, monkeypatch):
+    alphas = []
+
+    def spy(model, *more):
+        alphas.append(model.alphas_normal.detach().clone())
+        return architecture_gradient(model, *more)
+
+    monkeypatch.setattr(train_search, "architecture_gradient", spy)
+    arguments = [*SEARCH, "--epochs", "2", "--alpha-warmup-epochs", "1", "--out-dir"]
     train_search.main([*arguments, f"{tmp_path}/run"])
-    alphas = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]["alphas_normal"]
-    assert 0 < alphas.abs().max() < 5e-3  # the initial noise, 1e-3 * N(0, 1)
+    assert len(alphas) == 3  # the steps of the second epoch
+    assert 0 < alphas[0].abs().max() < 5e-3  # the initial noise, 1e-3 * N(0, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--relaxation", "gumbel", "--tau", "2", "1"],
+        ["--relaxation", "dirichlet", "--alpha-warmup-epochs", "0"],
+        ["--relaxation", "sigmoid", "--batch-size", "20"],
+        ["--relaxation", "partial", "--partial", "2", "--batch-size", "20"],
+        ["--space", "S3", "--order", "2", "--relaxation", "gumbel"],
+        ["--space", "S1", "--num-nodes", "4", "--hessian-every", "1"],
+        ["--space", "skip_connect,noise", "--method", "random", "--candidates", "2"],
+    ],
+)
+def test_every_method_and_space_searches(tmp_path, arguments):
+    result = train_search.main(
+        [*SEARCH, *arguments, "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
+    )
+    space = parse_space(result["args"]["space"])
+    used = {op for op, _ in parse_genotype(result["genotype"]).normal}
+    assert used <= set(space.primitives)
+    model = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    for name in ("alphas_normal", "alphas_reduce"):
+        assert model[name].isfinite().all() and model[name].abs().max() > 0
+        if result["args"]["method"] == "random":
+            assert set(model[name].flatten().tolist()) == {0.0, 1.0}
+    signs = result["history"][0]["signs"]
+    assert ("largest eigenvalue" in signs) == (result["args"]["hessian_every"] > 0)
+
+
+def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
+    arguments = [*SEARCH, "--epochs", "1", "--seeds", "3", "1", "2", "--select-epochs", "1"]
+    arguments += ["--select-channels", "2", "--select-cells", "3", "--out-dir"]
+    whole = train_search.main([*arguments, f"{tmp_path}/whole"])
+    trained = []
+
+    def until_the_second(argv):
+        trained.append(argv)
+        if len(trained) == 2:
+            raise Killed
+        return train_final.main(argv)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_search.train_final, "main", until_the_second)
+        with pytest.raises(Killed):
+            train_search.main([*arguments, f"{tmp_path}/parts"])
+    parts = train_search.main([*arguments, f"{tmp_path}/parts", "--resume"])
+    assert parts["ranking"] == whole["ranking"]
+    ranking = whole["ranking"]
+    assert sorted(row["seed"] for row in ranking) == [1, 2, 3]
+    accuracies = [row["accuracy"] for row in ranking]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert parse_genotype(tmp_path / "whole") == parse_genotype(ranking[0]["genotype"])
+    for row in ranking:
+        folder = tmp_path / "whole" / f"search-{row['seed']}"
+        assert parse_genotype(folder) == parse_genotype(row["genotype"])
+        final = json.loads((folder.with_name(f"final-{row['seed']}") / "result.json").read_text())
+        assert final["args"]["holdout"] and final["args"]["seed"] == 0
+        assert final["test_accuracy"] == row["accuracy"]
+        assert round(60 * row["accuracy"], 6) % 1 == 0  # of half of the 120 images
+    assert Image.open(tmp_path / "whole" / "cells.png").size[0] > 1000
+    with pytest.raises(ValueError, match="select_epochs .was 1, now 2."):
+        again = [*arguments, f"{tmp_path}/whole", "--resume", "--select-epochs", "2"]
+        train_search.main(again)
+
+
+def test_a_relaxation_s_defaults_are_those_of_its_paper():
+    def of(*arguments):
+        return vars(train_search.parse_args(["--relaxation", *arguments]))
+
+    assert of("gumbel")["tau"] == [10, 0.1]
+    partial = of("partial")
+    names = ("partial", "alpha_warmup_epochs", "w_lr", "alpha_lr", "batch_size", "epochs")
+    assert [partial[name] for name in names] == [4, 15, 0.1, 6e-4, 256, 50]
+    assert of("partial", "--w-lr", "0.2")["w_lr"] == 0.2
+    assert of("sigmoid")["zero_one_weight"] == 10
+    assert "none" not in of("sigmoid")["space"]
+    assert of("dirichlet")["alpha_lr"] == 6e-4
+    assert of("softmax") == vars(train_search.parse_args([]))
 
 
 class Tiny(torch.nn.Module):
@@ -263,7 +367,7 @@ class Tiny(torch.nn.Module):
         torch.manual_seed(0)
         self.layers = torch.nn.ModuleList(torch.nn.Linear(12, 3) for _ in range(2 + auxiliary))
         self.alpha = torch.nn.Parameter(torch.zeros(2))
-        self.auxiliary, self.sizes = auxiliary, set()
+        self.auxiliary, self.sizes, self.relaxation = auxiliary, set(), Softmax()
 
     def alphas(self):
         return [self.alpha]
@@ -581,6 +685,25 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--grad-accum", "0"], "--grad-accum 0"),
     ("train_search", [*SEARCH, "--max-skips", "-1"], "--max-skips -1"),
     ("train_search", [*SEARCH, "--early-stop"], "--early-stop needs --hessian-every 1, not 0"),
+    ("train_search", [*SEARCH, "--space", "S9"], "space 'S9': 'S9' is not known"),
+    ("train_search", [*SEARCH, "--space", "none"], "and not only none"),
+    ("train_search", [*SEARCH, "--space", "S1"], "num_nodes 2: the space has choices for 14"),
+    ("train_search", [*SEARCH, "--relaxation", "gumbel", "--tau", "10", "0"], "--tau 0.0"),
+    ("train_search", [*SEARCH, "--relaxation", "gumbel", "--compile"], "--compile: not with"),
+    ("train_search", [*SEARCH, "--relaxation", "partial"], "init_channels 2: must be a multiple"),
+    ("train_search", [*SEARCH, "--method", "random", "--max-skips", "2"], "--max-skips: not with"),
+    ("train_search", [*SEARCH, "--method", "random", "--relaxation", "gumbel"], "gumbel: not with"),
+    ("train_search", [*SEARCH, "--method", "random", "--candidates", "0"], "--candidates 0"),
+    ("train_search", [*SEARCH, "--seeds", "0", "-1"], "--seeds -1"),
+    ("train_search", [*SEARCH, "--seeds", "0", "--out-dir", "DIR/exists"], "is not empty"),
+    (
+        "train_final",
+        [*V2, *FOLDER, "DIR/sizes", "--in-memory", "never", "--image-size", "8"]
+        + ["--cutout", "0", "--holdout"],
+        "--holdout: needs the images in memory",
+    ),
+    ("train_search", [*SEARCH, "--alpha-warmup-epochs", "50"], "must be less than --epochs, 50"),
+    ("train_search", [*SEARCH, "--search-drop-path", "1"], "--search-drop-path 1.0"),
     ("train_search", [*SEARCH, "--out-dir", "/dev/null/run"], "/dev/null/run cannot be made"),
     ("train_search", [*SEARCH, "--seed", "-1"], "--seed -1"),
     ("train_search", [*SEARCH, "--device", "cuda:99"], "cuda:99"),

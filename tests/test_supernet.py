@@ -50,11 +50,70 @@ def weight_pairs(ours, textbook):
 
 def copy_textbook(textbook, **sizes):
     ours = Supernet(**{"num_classes": 7, "init_channels": 4, "num_cells": 4} | sizes).double()
-    for mine, theirs in zip(ours.alphas(), textbook.alphas(), strict=True):
+    for mine, theirs in zip(ours.alphas()[:2], textbook.alphas(), strict=True):
         mine.data = theirs.data.clone()
     for mine, theirs in weight_pairs(ours, textbook):
         mine.data = torch.cat([w.data for w in theirs])
     return ours
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [16, 12])
+def test_operations_of_weight_zero_are_left_out_without_a_difference(size, layout):
+    textbook = make_textbook(num_nodes=3)
+    ours = copy_textbook(textbook, num_nodes=3).to(memory_format=LAYOUTS[layout])
+    x, target = batch(size)
+    generator = torch.Generator().manual_seed(2)
+    for density in (0.1, 0.5):
+        kinds = []
+        for alphas in ours.alphas():
+            mix = torch.rand(alphas.shape, generator=generator, dtype=torch.float64)
+            kinds.append((mix * (mix < density)).requires_grad_())
+        ours.mixtures = lambda random, kinds=kinds: kinds
+        ours.chosen = lambda mix, kind: (mix != 0).tolist()
+        results = []
+        for model, logits in ((ours, ours(x)), (textbook, textbook(x, kinds))):
+            loss = F.cross_entropy(logits, target)
+            wrt = [*kinds, *model.weights()]
+            grads = torch.autograd.grad(loss, wrt, materialize_grads=True)
+            for w, grad in zip(model.weights(), grads[2:], strict=True):
+                w.grad = grad
+            results.append((logits, [g * (mix != 0) for g, mix in zip(grads, kinds, strict=False)]))
+        close(*results)
+        for mine, theirs in weight_pairs(ours, textbook):
+            close(mine.grad, torch.cat([w.grad for w in theirs]))
+
+
+def test_drop_path_drops_whole_edges_of_samples():
+    textbook = make_textbook(num_nodes=2)
+    cell, n = copy_textbook(textbook, num_nodes=2).cells[0], 400
+    mixed_op = cell.mixed_ops[1]  # two edges
+    x = torch.randn(n, 4, 6, 6, dtype=torch.float64)
+    mix = torch.rand(2, 8, dtype=torch.float64)
+    scale = mix.t().repeat_interleave(4, 1).contiguous()
+    whole = [sum(parts) for parts in mixed_op(x, mix, scale, None, 0.0)]
+    dropped = [sum(parts) for parts in mixed_op(x, mix, scale, None, 0.25)]
+    kept = [(y != 0).flatten(1).any(1) for y in dropped]
+    for y, full, keep in zip(dropped, whole, kept, strict=True):
+        close(y, full * keep[:, None, None, None] / 0.75)
+        assert 0.65 < keep.double().mean() < 0.85
+    assert not torch.equal(*kept)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("partial", "size"), [(2, 16), (4, 12)])
+def test_partial_channels_equal_the_textbook(partial, size, layout):
+    sizes = {"num_nodes": 3, "init_channels": 8, "partial": partial}
+    textbook = make_textbook(**sizes)
+    ours = copy_textbook(textbook, **sizes).to(memory_format=LAYOUTS[layout])
+    for mine, theirs in zip(ours.alphas()[2:], textbook.betas, strict=True):
+        mine.data = theirs.data.clone()
+    assert_same(ours, textbook, *batch(size))
+    for mine, theirs in zip(ours.alphas()[2:], textbook.betas, strict=True):
+        close(mine.grad, theirs.grad)
+    # A genotype ranks by the product of both weights.
+    first = F.softmax(textbook.betas[0][:2], dim=0)[:, None] * F.softmax(ours.alphas_normal[:2], 1)
+    close(ours.mixtures()[0][:2], first)
 
 
 def assert_same(ours, textbook, x, target):
@@ -62,7 +121,7 @@ def assert_same(ours, textbook, x, target):
         model.zero_grad()
         F.cross_entropy(model(x), target).backward()
     close(ours(x), textbook(x))
-    for mine, theirs in zip(ours.alphas(), textbook.alphas(), strict=True):
+    for mine, theirs in zip(ours.alphas()[:2], textbook.alphas(), strict=True):
         close(mine.grad, theirs.grad)
     seen = set()
     for mine, theirs in weight_pairs(ours, textbook):

@@ -73,41 +73,56 @@ def operation(name, c, stride, bn):
 
 
 class MixedOp(nn.Module):
-    """Eq. 2 on one edge."""
+    """Eq. 2 on one edge; with `partial` K > 1, on 1/K of the channels, as in PC-DARTS."""
 
-    def __init__(self, c, stride, primitives):
+    def __init__(self, c, stride, primitives, partial=1):
         super().__init__()
+        self.stride, self.partial = stride, partial
         self._ops = nn.ModuleList()
         for name in primitives:
-            op = operation(name, c, stride, search_bn)
-            self._ops.append(nn.Sequential(op, search_bn(c)) if "pool" in name else op)
+            op = operation(name, c // partial, stride, search_bn)
+            norm = search_bn(c // partial)
+            self._ops.append(nn.Sequential(op, norm) if "pool" in name else op)
 
     def forward(self, x, weights):
-        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True))
+        first = x.size(1) // self.partial
+        y = sum(w * op(x[:, :first]) for w, op in zip(weights, self._ops, strict=True))
+        if self.partial == 1:
+            return y
+        rest = x[:, first:]
+        if self.stride == 2:
+            rest = F.max_pool2d(rest, 2, ceil_mode=True)
+        y = torch.cat([y, rest], dim=1)
+        n, c, h, w = y.shape
+        return y.view(n, self.partial, first, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 class Cell(nn.Module):
-    def __init__(self, num_nodes, primitives, c_prev_prev, c_prev, c, reduction, reduction_prev):
+    def __init__(
+        self, num_nodes, primitives, partial, c_prev_prev, c_prev, c, reduction, reduction_prev
+    ):
         super().__init__()
         self.reduction, self.num_nodes = reduction, num_nodes
         preprocess0 = FactorizedReduce if reduction_prev else relu_conv_bn
         self.preprocess0 = preprocess0(c_prev_prev, c)
         self.preprocess1 = relu_conv_bn(c_prev, c)
         self._ops = nn.ModuleList(
-            MixedOp(c, 2 if reduction and j < 2 else 1, primitives)
+            MixedOp(c, 2 if reduction and j < 2 else 1, primitives, partial)
             for i in range(num_nodes)
             for j in range(2 + i)
         )
 
-    def forward(self, s0, s1, weights):
+    def forward(self, s0, s1, weights, betas):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         offset = 0
         for _ in range(self.num_nodes):
             edges = range(offset, offset + len(states))
             offset += len(states)
-            states.append(
-                sum(self._ops[e](h, weights[e]) for e, h in zip(edges, states, strict=True))
-            )
+            outputs = [self._ops[e](h, weights[e]) for e, h in zip(edges, states, strict=True)]
+            if betas is not None:
+                shares = F.softmax(betas[edges.start : edges.stop], dim=0)
+                outputs = [share * y for share, y in zip(shares, outputs, strict=True)]
+            states.append(sum(outputs))
         return torch.cat(states[2:], dim=1)
 
 
@@ -120,6 +135,7 @@ class TextbookSupernet(nn.Module):
         num_nodes=4,
         in_channels=3,
         primitives=PRIMITIVES,
+        partial=1,
     ):
         super().__init__()
         c = 3 * init_channels
@@ -132,26 +148,34 @@ class TextbookSupernet(nn.Module):
         for k in range(num_cells):
             reduction = k in (num_cells // 3, 2 * num_cells // 3)
             c = 2 * c if reduction else c
+            widths = c_prev_prev, c_prev, c
             self.cells.append(
-                Cell(num_nodes, primitives, c_prev_prev, c_prev, c, reduction, reduction_prev)
+                Cell(num_nodes, primitives, partial, *widths, reduction, reduction_prev)
             )
             c_prev_prev, c_prev, reduction_prev = c_prev, num_nodes * c, reduction
         self.classifier = nn.Linear(c_prev, num_classes)
         shape = (sum(2 + i for i in range(num_nodes)), len(primitives))
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(shape))
         self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(shape))
+        self.betas = [None, None]
+        if partial > 1:
+            self.betas = nn.ParameterList(torch.randn(shape[0]) for _ in range(2))
 
     def alphas(self):
         return [self.alphas_normal, self.alphas_reduce]
 
     def weights(self):
-        return [p for name, p in self.named_parameters() if not name.startswith("alphas")]
+        architecture = ("alphas", "betas")
+        return [p for name, p in self.named_parameters() if not name.startswith(architecture)]
 
-    def forward(self, x):
+    def forward(self, x, mixes=None):
+        """`mixes`: the mixture weights of both cells, instead of the softmax of alpha."""
+        if mixes is None:
+            mixes = [F.softmax(alphas, dim=-1) for alphas in self.alphas()]
         s0 = s1 = self.stem(x)
         for cell in self.cells:
-            alphas = self.alphas_reduce if cell.reduction else self.alphas_normal
-            s0, s1 = s1, cell(s0, s1, F.softmax(alphas, dim=-1))
+            kind = int(cell.reduction)
+            s0, s1 = s1, cell(s0, s1, mixes[kind], self.betas[kind])
         return self.classifier(s1.mean((2, 3)))
 
 

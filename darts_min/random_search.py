@@ -1,0 +1,35 @@
+"""Random search with weight sharing (arXiv 1902.07638): which of many cells is the best."""
+
+from collections.abc import Callable
+
+import torch
+
+from darts_min.alarms import discretised
+from darts_min.supernet import Supernet
+
+
+@torch.no_grad()
+def take_best_path(
+    model: Supernet,
+    candidates: int,
+    generator: torch.Generator,
+    accuracy: Callable[[Supernet, bool], float],
+) -> None:
+    """Draw cells, rank them with the weights of `model`, and put the best one into its alphas.
+
+    `accuracy(path, on_all)` evaluates one: all of them on a part of the images (`on_all` False),
+    the best tenth of them on all images.
+    """
+    draw = model.relaxation.draw
+    paths = [[draw(alphas, generator) for alphas in model.alphas()] for _ in range(candidates)]
+
+    def take(path: list[torch.Tensor]) -> None:
+        for alphas, ones in zip(model.alphas(), path, strict=True):
+            alphas.copy_(ones)
+
+    def score(path: list[torch.Tensor], on_all: bool) -> float:
+        take(path)
+        return accuracy(discretised(model), on_all)
+
+    paths.sort(key=lambda path: -score(path, on_all=False))
+    take(max(paths[: max(1, candidates // 10)], key=lambda path: score(path, on_all=True)))

@@ -1,0 +1,99 @@
+"""Relaxations: how the raw alphas of a cell become the mixture weights of its edges.
+
+Each has `draw`, for a step of training, `mean`, for evaluation, reports and discretisation, both
+from alphas (edges, ops) to weights of the same shape; and `penalty`, which the validation loss gets
+added. `is_sparse`: most weights that are drawn are 0.
+"""
+
+import torch
+from torch import Tensor
+from torch.distributions import Dirichlet as DirichletDistribution
+from torch.nn import functional as F
+
+
+class Softmax:
+    """DARTS (arXiv 1806.09055, Eq. 2): all operations, by the softmax of the edge's alphas."""
+
+    is_sparse = False
+
+    def mean(self, alphas: Tensor) -> Tensor:
+        return F.softmax(alphas, dim=-1)
+
+    def draw(self, alphas: Tensor) -> Tensor:
+        return self.mean(alphas)
+
+    def penalty(self, alphas: list[Tensor]) -> Tensor:
+        return 0 * alphas[0].sum()
+
+
+class Gumbel(Softmax):
+    """GDAS (arXiv 1910.04465, Sec. 3.2): one operation per edge, drawn from the softmax.
+
+    The gradient is that of the Gumbel-softmax of temperature `tau` (to be scheduled), as far as it
+    passes through the drawn operation; the others are not computed.
+    """
+
+    is_sparse = True
+
+    def __init__(self, tau: float = 10.0):
+        self.tau = tau
+
+    def draw(self, alphas: Tensor) -> Tensor:
+        return F.gumbel_softmax(alphas, self.tau, hard=True)
+
+
+class Dirichlet(Softmax):
+    """DrNAS (arXiv 2006.10355, Sec. 3.2): weights drawn from Dirichlet(1 + elu(alpha)).
+
+    The anchor near 1 + elu(0) = 1 is the weight decay of alpha, as in the paper's code.
+    """
+
+    def mean(self, alphas: Tensor) -> Tensor:
+        concentration = 1 + F.elu(alphas)
+        return concentration / concentration.sum(-1, keepdim=True)
+
+    def draw(self, alphas: Tensor) -> Tensor:
+        return DirichletDistribution(1 + F.elu(alphas)).rsample()
+
+
+class Sigmoid(Softmax):
+    """FairDARTS (arXiv 1911.12126, Sec. 3): each operation for itself, by its alpha's sigmoid.
+
+    The zero-one loss, -zero_one_weight * mean((sigmoid(alpha) - 0.5)^2), drives them apart.
+    """
+
+    def __init__(self, zero_one_weight: float = 10.0):
+        self.zero_one_weight = zero_one_weight
+
+    def mean(self, alphas: Tensor) -> Tensor:
+        return torch.sigmoid(alphas)
+
+    def penalty(self, alphas: list[Tensor]) -> Tensor:
+        weights = self.mean(torch.cat(alphas))
+        return -self.zero_one_weight * ((weights - 0.5) ** 2).mean()
+
+
+class SinglePath(Softmax):
+    """Random search with weight sharing (arXiv 1902.07638, Sec. 3.2): one cell, drawn uniformly.
+
+    Two edges a node, on each any operation but that of column `none`. The alphas learn nothing;
+    they hold the best cell, as zeros and ones.
+    """
+
+    is_sparse = True
+
+    def __init__(self, none: int | None = None):
+        self.none = none
+
+    def mean(self, alphas: Tensor) -> Tensor:
+        return alphas
+
+    def draw(self, alphas: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        columns = [column for column in range(alphas.size(1)) if column != self.none]
+        mix, first, predecessors = torch.zeros_like(alphas), 0, 2
+        while first < len(alphas):
+            for j in torch.randperm(predecessors, generator=generator)[:2].tolist():
+                i = torch.randint(len(columns), (), generator=generator).item()
+                mix[first + j, columns[i]] = 1
+            first, predecessors = first + predecessors, predecessors + 1
+        return mix
