@@ -103,8 +103,6 @@ PLAIN = {
     "w_weight_decay": 1e-4,
     "w_grad_clip": 0.0,
 }
-
-
 ALPHAS = ("alphas_", "betas_")
 
 

@@ -51,7 +51,10 @@ def architecture_gradient(
             for inputs, target in batches:
                 output = functional_call(model, {**w, **alpha, **buffers}, (inputs,))
                 loss = loss_fn(output, target) / parts
-                grads = torch.autograd.grad(loss, wrt.values(), materialize_grads=True)
+                if loss.requires_grad:
+                    grads = torch.autograd.grad(loss, wrt.values(), materialize_grads=True)
+                else:  # GDAS can draw `none` everywhere
+                    grads = [torch.zeros_like(tensor) for tensor in wrt.values()]
                 sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
         return sums
 

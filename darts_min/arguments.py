@@ -49,10 +49,8 @@ def check_ranges(args: dict[str, Any]) -> None:
             if value is None:
                 continue
             is_inside = least <= value <= most  # nan is not
-            is_at_open_end = value == {"(": least}.get(text[0]) or value == {")": most}.get(
-                text[-1]
-            )
-            if not is_inside or is_at_open_end:
+            is_left_out = (value == least and text[0] == "(") or (value == most and text[-1] == ")")
+            if not is_inside or is_left_out:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be in {text}")
     if args.get("batch_size", 1) % args.get("grad_accum", 1):
         raise ValueError(

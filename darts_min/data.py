@@ -163,8 +163,8 @@ class Loader:
     dropped, and images are cropped from a frame of `padding` zero pixels, flipped, and lose a
     square of side `cutout` (0: none) with probability `cutout_prob` (an attribute, to be
     scheduled), all by random numbers of `key`, a seed; otherwise every image comes once, in order.
-    `shard` is (rank, number of processes): each process gets batches of its
-    own. Raises ValueError where not a single batch can be filled.
+    `shard` is (rank, number of processes): each process gets batches of its own. Raises ValueError
+    where not a single batch can be filled.
     """
 
     def __init__(

@@ -94,19 +94,19 @@ class MixedOp(nn.Module):
             edges, scale_of_edges = edges_of[name], scales[name]
             if not edges:
                 continue
-            on = op
+            call = op
             if len(edges) < self.fan:
-                on = on_edges(op, self.fan, edges)
+                call = on_edges(op, self.fan, edges)
                 scale_of_edges = scale_of_edges.unflatten(0, (self.fan, -1))[list(edges)].flatten()
             kind = name in dilated and dilation == 1, len(edges)
             if isinstance(op, SepConv | DilConv) and kind not in copies:
                 copies[kind] = torch.cat([relu_phases if kind[0] else relu] * kind[1], dim=1)
             if isinstance(op, SepConv):
-                outputs.setdefault(edges, []).append(on(copies[kind], scale_of_edges))
+                outputs.setdefault(edges, []).append(call(copies[kind], scale_of_edges))
             elif isinstance(op, DilConv):
-                phases.setdefault(edges, []).append(on(copies[kind], dilation, scale_of_edges))
+                phases.setdefault(edges, []).append(call(copies[kind], dilation, scale_of_edges))
             else:
-                outputs.setdefault(edges, []).append(on(relu, scale_of_edges))
+                outputs.setdefault(edges, []).append(call(relu, scale_of_edges))
         for edges, summands in phases.items():
             outputs.setdefault(edges, []).append(from_phases(total(summands), x.size(0)))
         for edges, summands in outputs.items():

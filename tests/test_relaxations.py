@@ -146,6 +146,17 @@ def test_alpha_gradients_are_exact_for_the_draw_that_all_passes_share(relaxation
     torch.testing.assert_close(grads, list(expected), rtol=1e-4, atol=1e-6)
 
 
+def test_a_draw_of_nothing_but_none_has_gradient_zero():
+    torch.manual_seed(0)
+    model = Supernet(3, init_channels=2, num_cells=3, num_nodes=1, primitives=("none", "noise"))
+    model.relaxation = Gumbel(1.0)
+    for alpha in model.alphas():
+        alpha.data[:, 0] = 1000.0
+    batch = torch.randn(4, 3, 8, 8), torch.randint(3, (4,))
+    for grad in architecture_gradient(model, F.cross_entropy, batch, batch, 0.0):
+        assert torch.equal(grad, torch.zeros(2, 2))
+
+
 def test_in_evaluation_the_mixture_is_the_mean():
     torch.manual_seed(0)
     model = Supernet(3, init_channels=2, num_cells=3, num_nodes=2)
