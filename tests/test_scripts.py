@@ -159,7 +159,7 @@ SCRIPTS = {
         pytest.param("search order 2", marks=pytest.mark.slow),
         "search gumbel",
         "search random",
-        "final one-cycle",
+        pytest.param("final one-cycle", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
@@ -308,6 +308,7 @@ def test_every_method_and_space_searches(tmp_path, arguments):
     assert ("largest eigenvalue" in signs) == (result["args"]["hessian_every"] > 0)
 
 
+@pytest.mark.slow
 def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
     arguments = [*SEARCH, "--epochs", "1", "--seeds", "3", "1", "2", "--select-epochs", "1"]
     arguments += ["--select-channels", "2", "--select-cells", "3", "--out-dir"]
