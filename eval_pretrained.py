@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from darts_min.arguments import check_ranges
-from darts_min.checkpoint import RunFolder, free_folder, versions
+from darts_min.checkpoint import RunFolder, versions
 from darts_min.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.data import (
     DATASETS,
@@ -38,6 +38,7 @@ from darts_min.export import export_network
 from darts_min.folder import read_image
 from darts_min.genotypes import format_genotype
 from darts_min.network import Network, fold_batch_norm
+from darts_min.runs import free_folder
 from darts_min.weights import load_network
 
 SHIPPED = "darts_v2_c16_l8_cifar10"

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from darts_min.arguments import check_ranges
-from darts_min.checkpoint import newest_folder, open_run, table, versions
+from darts_min.checkpoint import table, versions
 from darts_min.cost import check_cost, count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
@@ -41,6 +41,7 @@ from darts_min.device import (
     choose_device,
     choose_memory_format,
     compile_cells,
+    make_deterministic,
 )
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
@@ -49,6 +50,7 @@ from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.progress import Progress
+from darts_min.runs import newest_folder, open_run
 from darts_min.schedules import SCHEDULES, learning_rate_factor
 from darts_min.weights import load_network, save_network
 
@@ -133,6 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
     run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
     run.add_argument("--sync-bn", action="store_true", help="BN over all processes (CUDA)")
+    run.add_argument("--deterministic", action="store_true", help="same bits on CUDA too; slower")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
     run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
     data = parser.add_argument_group("data")
@@ -252,6 +255,8 @@ def main(argv: list[str] | None = None) -> dict:
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
     processes = Processes(device)
+    if args.deterministic:
+        make_deterministic()
     if args.sync_bn and device.type != "cuda":
         raise ValueError(f"--sync-bn: PyTorch has it for CUDA only, the device is {device}")
     autocast, is_fp16 = choose_autocast(args.amp, device)
@@ -390,7 +395,7 @@ def main(argv: list[str] | None = None) -> dict:
             run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
         run.report(
             partial(report_start, args=args, genotype=genotype, pictures=pictures),
-            progress.epoch,
+            progress.epoch + 1,
         )
 
         def save_result(record: dict) -> None:
@@ -429,7 +434,7 @@ def main(argv: list[str] | None = None) -> dict:
                 f"{tested_on}: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
                 f"{record['seconds']:.0f} s" + (f"  {skipped} batches skipped" if skipped else "")
             )
-            run.report(partial(report_epoch, record=record))
+            run.report(partial(report_epoch, record=record), epoch + 1)
             save_result(record)
             progress.finish_epoch(record)
 

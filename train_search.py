@@ -36,7 +36,7 @@ from darts_min.alarms import (
 from darts_min.architect import architecture_gradient
 from darts_min.arguments import check_ranges
 from darts_min.batches import generator_of
-from darts_min.checkpoint import CHECKPOINTS, check_same_arguments, open_run, table, versions
+from darts_min.checkpoint import CHECKPOINTS, table, versions
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
@@ -52,6 +52,7 @@ from darts_min.device import (
     choose_device,
     choose_memory_format,
     compile_cells,
+    make_deterministic,
 )
 from darts_min.draw import draw_alphas, draw_cell
 from darts_min.evaluation import evaluate
@@ -60,6 +61,7 @@ from darts_min.processes import Processes
 from darts_min.progress import Progress
 from darts_min.random_search import take_best_path
 from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, SinglePath, Softmax
+from darts_min.runs import check_same_arguments, open_run
 from darts_min.schedules import learning_rate_factor
 from darts_min.selection import rank
 from darts_min.spaces import Space, parse_space
@@ -126,6 +128,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
     run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
+    run.add_argument("--deterministic", action="store_true", help="same bits on CUDA too; slower")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
     run.add_argument("--fast-dev-run", action="store_true", help="two batches of everything")
     data = parser.add_argument_group("data")
@@ -169,6 +172,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     signs = parser.add_argument_group("signs of a bad cell")
     signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: no eigenvalue")
     signs.add_argument("--early-stop", action="store_true", help="by the eigenvalue (RobustDARTS)")
+    signs.add_argument("--adapt-weight-decay", action="store_true", help="go back, triple w's")
     signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS, DARTS+: 2)")
     select = parser.add_argument_group("selection among several searches (Sec. 3.2)")
     select.add_argument("--seeds", type=int, nargs="+", help="search once with each of these")
@@ -187,8 +191,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             parser.set_defaults(**defaults)  # explicit flags still win
     args = parser.parse_args(argv)
     check_ranges(vars(args))
-    if args.early_stop and args.hessian_every != 1:
-        raise ValueError(f"--early-stop needs --hessian-every 1, not {args.hessian_every}")
+    for flag in ("--early-stop", "--adapt-weight-decay"):
+        if getattr(args, flag[2:].replace("-", "_")) and args.hessian_every != 1:
+            raise ValueError(f"{flag} needs --hessian-every 1, not {args.hessian_every}")
+    if args.early_stop and args.adapt_weight_decay:
+        raise ValueError("--early-stop and --adapt-weight-decay: one or the other")
     if args.method == "random":
         for flag in ("--compile", "--early-stop", "--hessian-every", "--max-skips"):
             if getattr(args, flag[2:].replace("-", "_")):
@@ -308,6 +315,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
     torch.manual_seed(args.seed)
     device = choose_device(args.device)
     processes = Processes(device)
+    if args.deterministic:
+        make_deterministic()
     autocast, is_fp16 = choose_autocast(args.amp, device)
     memory_format = choose_memory_format(args.channels_last, device)
     limit = 2 if args.fast_dev_run else None
@@ -400,7 +409,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             f"{device}; run folder {run.path}"
         )
         run.save_json("args.json", vars(args))
-        run.report(lambda writer: writer.add_text("arguments", table(vars(args))), progress.epoch)
+        arguments = table(vars(args))
+        run.report(lambda writer: writer.add_text("arguments", arguments), progress.epoch + 1)
         genotype = model.genotype(max_skips=args.max_skips)
         part = limit or math.ceil(1000 / args.batch_size)  # batches, to rank random cells on
 
@@ -408,12 +418,11 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             batches = progress.evaluation(itertools.islice(eval_loader, number))
             return evaluate(network, batches, num_classes, autocast, processes.sum)
 
-        def has_collapsed() -> bool:
-            signs = (record["signs"] for record in progress.history)
-            return args.early_stop and should_stop([s["largest eigenvalue"] for s in signs])
+        def grows_too_fast(history) -> bool:
+            return should_stop([record["signs"]["largest eigenvalue"] for record in history])
 
         for epoch in progress.epochs():
-            if has_collapsed():
+            if args.early_stop and grows_too_fast(progress.history):
                 break
             schedule(epoch / max(1, args.epochs - 1), model, (w_loader, alpha_loader), args)
             batches = zip(  # the alpha half is never the smaller one: it lasts for the epoch
@@ -492,10 +501,24 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             for name, picture in pictures.items():
                 run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
             run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
-            run.report(partial(report, model=model, record=record, pictures=pictures))
-            progress.finish_epoch(record)
+            report_epoch = partial(report, model=model, record=record, pictures=pictures)
+            run.report(report_epoch, epoch + 1)
+            (group,) = w_optimizer.param_groups
+            decay = 3 * group["weight_decay"]  # DARTS-ADA, and its limit: RobustDARTS' repository
+            adapts = args.adapt_weight_decay and decay <= 0.025
+            if adapts and grows_too_fast([*progress.history, record]):
+                progress.go_back(epoch + 1 - WINDOW)
+                (group,) = w_optimizer.param_groups
+                group["weight_decay"] = decay
+                run.log(
+                    "the largest eigenvalue has grown too fast: back to the end of epoch "
+                    f"{progress.epoch}, with weight decay {decay:.3g}"
+                )
+                progress.save()
+            else:
+                progress.finish_epoch(record, keep=args.adapt_weight_decay)
 
-        if has_collapsed():
+        if args.early_stop and grows_too_fast(progress.history):
             genotype = parse_genotype(progress.history[-1 - WINDOW]["genotype"])
             run.log(
                 f"stopped early, at the genotype of {WINDOW} epochs ago: the largest eigenvalue "
@@ -575,7 +598,9 @@ def final_arguments(
     same += ("channels_last", "checkpoint_minutes", "on_nonfinite")
     values |= {name: getattr(args, name) for name in same if getattr(args, name) is not None}
     flags = ["holdout"] + ["resume"] * resume
-    flags += [name for name in ("demo", "fast_dev_run", "compile") if getattr(args, name)]
+    flags += [
+        name for name in ("demo", "fast_dev_run", "compile", "deterministic") if getattr(args, name)
+    ]
     pairs = [[f"--{name.replace('_', '-')}", str(value)] for name, value in values.items()]
     return sum(pairs, []) + [f"--{flag.replace('_', '-')}" for flag in flags]
 

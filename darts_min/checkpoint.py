@@ -4,11 +4,10 @@ import errno
 import html
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,9 +24,6 @@ except ImportError:  # Windows: run folders are not locked there
     fcntl = None
 
 CHECKPOINTS = ("last.pt", "previous.pt")
-# Arguments that a resumed run may change: they do not change its result, or are meant to.
-FREE = {"out_dir", "resume", "device", "data_dir", "num_workers", "epochs"}
-FREE |= {"checkpoint_minutes", "checkpoint_cells", "max_params", "max_madds"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -164,8 +160,11 @@ class RunFolder:
 
         self.attempt("log.txt", append)
 
-    def report(self, write: Callable[[SummaryWriter], None], step: int = 0) -> None:
-        """Let `write` add to TensorBoard's files; `step` is the first one of this process."""
+    def report(self, write: Callable[[SummaryWriter], None], step: int) -> None:
+        """Let `write` add to TensorBoard's files, from `step` on.
+
+        In a new file, that hides what older ones have of `step` and later ones.
+        """
 
         def flushed() -> None:
             try:
@@ -179,24 +178,28 @@ class RunFolder:
 
         self.attempt("TensorBoard's file", flushed)
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write `last.pt`, and keep the one before it as `previous.pt`."""
+    def save_checkpoint(self, state: dict[str, Any], also_as: str | None = None) -> None:
+        """Write `last.pt`, keep the one before as `previous.pt`; first write `also_as`, to stay."""
         if not self.is_first:
             return
         content = seal(to_bytes(state))
+        if also_as is not None:
+            self.attempt(also_as, lambda: write_atomically(self / also_as, content))
         last, previous = (self / name for name in CHECKPOINTS)
         self.attempt(
             "the checkpoint (the one before is whole)",
             lambda: write_atomically(last, content, keep_as=previous),
         )
 
-    def load_checkpoint(self, device: torch.device) -> dict[str, Any]:
-        """Load the newest checkpoint that is whole; ValueError if there is none."""
-        return self.processes.from_first(self._load(device) if self.is_first else None)
+    def load_checkpoint(
+        self, device: torch.device, names: Sequence[str] = CHECKPOINTS
+    ) -> dict[str, Any]:
+        """Load the first checkpoint of `names` that is whole; ValueError if there is none."""
+        return self.processes.from_first(self._load(device, names) if self.is_first else None)
 
-    def _load(self, device: torch.device) -> dict[str, Any]:
+    def _load(self, device: torch.device, names: Sequence[str]) -> dict[str, Any]:
         problems = []
-        for name in CHECKPOINTS:
+        for name in names:
             if (self / name).exists():
                 try:
                     state = load_file(self / name, device)
@@ -211,7 +214,7 @@ class RunFolder:
                         "damaged.pt", lambda: os.replace(self / "last.pt", self / "damaged.pt")
                     )
                 return state
-        raise ValueError("; ".join(problems))
+        raise ValueError("; ".join(problems) or f"run folder {self.path} has no {names[0]}")
 
     def stop(self, number: int) -> None:
         """End the process because of a signal; the checkpoint must have been saved."""
@@ -224,73 +227,6 @@ class RunFolder:
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         self.save_text(name, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def open_run(
-    script: str,
-    argv: list[str] | None,
-    default: str,
-    args: dict[str, Any],
-    processes: Processes,
-    write: Callable[..., None],
-) -> RunFolder:
-    """Open the run folder of a script: `--out-dir`, a free one like `default`, or one to resume.
-
-    From `argv`, or the process's own arguments, comes the command to continue with.
-    """
-    path = args["out_dir"]
-    if path is None and processes.rank == 0:
-        path = resumable_folder(default, args) if args["resume"] else free_folder(default)
-    path = processes.from_first(path)
-    command = sys.argv if argv is None else [script, *argv]
-    more = [] if args["out_dir"] else ["--out-dir", str(path)]
-    more += [] if "--resume" in command else ["--resume"]
-    command = f"{processes.launcher} {shlex.join([*command, *more])}"
-    return RunFolder(path, args["resume"], command, processes, write)
-
-
-def free_folder(path: str | Path) -> Path:
-    """Return the first of `path`, `path-2`, ... that does not exist."""
-    candidates = (Path(path) if n == 1 else Path(f"{path}-{n}") for n in range(1, 10**6))
-    return next(candidate for candidate in candidates if not candidate.exists())
-
-
-def resumable_folder(path: str | Path, args: dict[str, Any]) -> Path:
-    """Return the newest of `path`, `path-2`, ... that was run with these arguments.
-
-    If none was, the newest with a checkpoint, whose arguments `check_same_arguments` will name;
-    ValueError if there is none of those either.
-    """
-    path = Path(path)
-    folders = {f for name in CHECKPOINTS for f in path.parent.glob(f"{path.name}*/{name}")}
-    folders = sorted((f.stat().st_mtime, f.parent) for f in folders)[::-1]
-    if not folders:
-        raise ValueError(f"there is no run folder {path} with a checkpoint to resume")
-    for _, folder in folders:
-        try:
-            before = json.loads((folder / "args.json").read_text())
-            check_same_arguments(args, before)
-        except (OSError, ValueError):
-            continue
-        return folder
-    return folders[0][1]
-
-
-def newest_folder(path: str | Path, file: str) -> Path:
-    """Return the newest of `path`, `path-2`, ... that holds `file`; ValueError if none does."""
-    path = Path(path)
-    folders = [f for f in path.parent.glob(f"{path.name}*") if (f / file).is_file()]
-    if not folders:
-        raise ValueError(f"there is no run folder {path} with a {file}")
-    return max(folders, key=lambda folder: (folder / file).stat().st_mtime)
-
-
-def check_same_arguments(now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Raise a ValueError that names the arguments of a resumed run that would change its result."""
-    changed = [name for name in before if name not in FREE and now.get(name) != before[name]]
-    if changed:
-        listed = ", ".join(f"{name} (was {before[name]}, now {now.get(name)})" for name in changed)
-        raise ValueError(f"--resume with other arguments would change the result: {listed}")
 
 
 def table(values: dict[str, Any]) -> str:

@@ -28,6 +28,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def make_deterministic() -> None:
+    """Let a GPU compute the same bits each time, as the CPU does; slower.
+
+    An operation that cannot raises a RuntimeError; the scripts have none that PyTorch lists.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+
+
 def choose_memory_format(name: str, device: torch.device) -> torch.memory_format:
     """Return channels-last for "on", and for "auto" on the CPU, where it is far faster."""
     channels_last = name == "on" or (name == "auto" and device.type == "cpu")

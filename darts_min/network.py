@@ -130,7 +130,7 @@ class AuxiliaryHead(nn.Module):
     def forward(self, relu: Tensor) -> Tensor:
         size = [max(self.min_size, n) for n in relu.shape[2:]]
         if list(relu.shape[2:]) != size:
-            relu = F.adaptive_avg_pool2d(relu, size)
+            relu = F.interpolate(relu, size)  # nearest: its gradient is deterministic on CUDA
         x = F.avg_pool2d(relu, 5, self.stride)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))

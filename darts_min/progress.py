@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import RunFolder, check_same_arguments
+from darts_min.checkpoint import RunFolder
 from darts_min.cost import forecast
 from darts_min.finite import FiniteGuard
+from darts_min.runs import check_same_arguments
 from darts_min.schedules import change_epochs
 
 
@@ -44,7 +45,7 @@ class Progress:
         (lr,) = self.scheduler.get_last_lr()
         return f"epoch {self.epoch + 1}, step {self.step + 1}, lr {lr:.4g}"
 
-    def save(self) -> None:
+    def save(self, also_as: str | None = None) -> None:
         """Save a checkpoint; if a signal has come, end the process."""
         self.run.save_checkpoint(
             {name: item.state_dict() for name, item in self.stateful.items()}
@@ -60,7 +61,8 @@ class Progress:
                 "args": self.settings,
                 "random_state": random_state(),
                 "seconds": time.time() - self.started,
-            }
+            },
+            also_as,
         )
         self.saved_at = time.monotonic()
         (number,) = self.processes.largest(self.run.signal or 0)
@@ -71,6 +73,19 @@ class Progress:
         """Go to the state of the newest checkpoint; ValueError if it is of another run."""
         state = self.run.load_checkpoint(self.totals.device)
         check_same_arguments(self.settings, state["args"])
+        self._load(state)
+        self.first_epoch, self.started = self.epoch, self.started - state["seconds"]
+        self.run.log(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
+        before, now = state["args"]["epochs"], self.settings["epochs"]
+        if now != before:
+            self.run.log(change_epochs(self.scheduler, before, now, state["progress"]))
+
+    def go_back(self, epoch: int) -> None:
+        """Go to the state at the end of `epoch` (from 1), which `finish_epoch` must have kept."""
+        self._load(self.run.load_checkpoint(self.totals.device, [kept_as(epoch)]))
+        self.run.writer = None  # TensorBoard's next file takes the place of the epochs since then
+
+    def _load(self, state: dict[str, Any]) -> None:
         for name, item in self.stateful.items():
             item.load_state_dict(state[name])
         set_random_state(state["random_state"])
@@ -79,11 +94,6 @@ class Progress:
         self.guard.skipped = progress["skipped"]
         if self.processes.rank == 0:  # the sum of all, so far
             self.totals.copy_(state["totals"])
-        self.first_epoch, self.started = self.epoch, self.started - state["seconds"]
-        self.run.log(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
-        before, now = state["args"]["epochs"], self.settings["epochs"]
-        if now != before:
-            self.run.log(change_epochs(self.scheduler, before, now, progress))
 
     def epochs(self) -> Iterator[int]:
         """Give the numbers of the epochs to come, from 0."""
@@ -140,11 +150,15 @@ class Progress:
         loss, correct, count = self.processes.sum(self.totals).tolist()
         return loss / max(1, count), correct / max(1, count)
 
-    def finish_epoch(self, record: dict[str, Any]) -> None:
-        """Go on to the next epoch, and save."""
+    def finish_epoch(self, record: dict[str, Any], keep: bool = False) -> None:
+        """Go on to the next epoch, and save; `keep`: so that `go_back` can return to here."""
         self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
-        self.save()
+        self.save(kept_as(self.epoch) if keep else None)
+
+
+def kept_as(epoch: int) -> str:
+    return f"epoch-{epoch}.pt"
 
 
 def random_state() -> dict[str, Any]:

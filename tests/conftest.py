@@ -4,6 +4,12 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)  # the tests' tensors are small; more threads only slow them down
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=no_gpu)])
+def device(request):
+    return request.param
 
 
 @pytest.fixture

@@ -327,11 +327,11 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(xi):
 
 
 @pytest.mark.slow
-def test_bf16_changes_the_alpha_gradients_of_a_trained_supernet_by_less_than_5_percent():
+def test_bf16_changes_the_alpha_gradients_of_a_trained_supernet_by_less_than_5_percent(device):
     torch.manual_seed(0)
-    train = synthetic_dataset(0, 16).train
+    train = synthetic_dataset(0, 16).train.to(device)
     batches = Loader(train, 32, channel_statistics(train), (0,), augment=True)
-    model = Supernet(10, 4, 3).to(memory_format=torch.channels_last)
+    model = Supernet(10, 4, 3).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.weights(), 0.05, 0.9, weight_decay=3e-4)
     losses = []
     for x, target in itertools.islice(batches, 60):
@@ -347,6 +347,6 @@ def test_bf16_changes_the_alpha_gradients_of_a_trained_supernet_by_less_than_5_p
     for batch, _ in zip(batches, range(3), strict=False):
         arguments = (model, F.cross_entropy, batch, batch, 0)
         exact = torch.cat(architecture_gradient(*arguments))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             rounded = torch.cat(architecture_gradient(*arguments))
         assert 0 < (rounded - exact).norm() < 0.05 * exact.norm()

@@ -208,9 +208,9 @@ import os, runpy, signal, sys
 from darts_min import checkpoint
 save = checkpoint.RunFolder.save_checkpoint
 saves = 0
-def save_and_die(run, state):
+def save_and_die(run, *state):
     global saves
-    save(run, state)
+    save(run, *state)
     saves += 1
     if saves == 3 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -129,7 +129,7 @@ def die() -> None:
 
 
 def load(folder: Path, name: str = "last.pt") -> dict:
-    return torch.load(folder / name, weights_only=True)
+    return torch.load(folder / name, map_location="cpu", weights_only=True)
 
 
 def exact(value: Any) -> Any:

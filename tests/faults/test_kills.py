@@ -5,13 +5,16 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
-from children import SCRIPTS, assert_same_result, before, die
+from children import SCRIPTS, assert_same_result, before, before_save, die
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from darts_min import checkpoint, files
+from darts_min import alarms, checkpoint, files
 from darts_min.checkpoint import RunFolder
+from darts_min.progress import Progress
 
 
 def slow_disk():
@@ -58,6 +61,64 @@ def test_50_kills_at_random_moments_change_nothing(run, whole, tmp_path, name, k
         done, in_saves, runs = done + hit, in_saves + in_save, runs + 1
     assert done == kills
     assert in_saves >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_deterministic_run_repeats_and_resumes_exactly(run, tmp_path, device, name):
+    flags = ["--device", device, "--deterministic"]
+    for folder in ("whole", "again"):
+        assert run(name, tmp_path / folder, *flags).wait() == 0
+    assert_same_result(tmp_path / "again", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    assert run(name, killed, *flags, fault=partial(before_save, 3, die)).wait() == -signal.SIGKILL
+    assert run(name, killed, *flags, "--resume").wait() == 0
+    assert_same_result(killed, tmp_path / "whole")
+
+
+def eigenvalues(*values, dies_at=None):
+    """Let the search find these instead of its own, then 1.0; die at the load number `dies_at`."""
+    found = iter(values)
+    alarms.largest_eigenvalue = lambda *_: next(found, 1.0)
+    if dies_at is not None:
+        before(RunFolder, "load_checkpoint", dies_at, die)
+
+
+def decay_from(epoch, decay):
+    eigenvalues()
+    epochs = Progress.epochs
+
+    def changed(self):
+        for number in epochs(self):
+            if number >= epoch:
+                self.stateful["w_optimizer"].param_groups[0]["weight_decay"] = decay
+            yield number
+
+    Progress.epochs = changed
+
+
+@pytest.mark.slow
+def test_adapted_weight_decay_is_a_run_with_that_decay_from_the_epoch_gone_back_to(run, tmp_path):
+    flags = ["--epochs", "11", "--hessian-every", "1"]
+    adapts = [*flags, "--adapt-weight-decay"]
+    grows = [1.0] * 5 + [2.0] * 5  # 1 / 2 is less than 0.75: at epoch 10, back to 5
+
+    plain = partial(decay_from, 5, 3 * 3e-4)
+    assert run("search", tmp_path / "plain", *flags, fault=plain).wait() == 0
+    child = run("search", tmp_path / "adapts", *adapts, fault=partial(eigenvalues, *grows))
+    assert child.wait() == 0
+    assert "back to the end of epoch 5, with weight decay 0.0009" in child.printed()
+    assert_same_result(tmp_path / "adapts", tmp_path / "plain")
+
+    killed = tmp_path / "killed"
+    dies = partial(eigenvalues, *grows, dies_at=1)
+    assert run("search", killed, *adapts, fault=dies).wait() == -signal.SIGKILL
+    resumed = partial(eigenvalues, 2.0)
+    assert run("search", killed, *adapts, "--resume", fault=resumed).wait() == 0
+    assert_same_result(killed, tmp_path / "plain")
+    events = EventAccumulator(str(killed))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [*range(1, 12)]
 
 
 def write_half_and_die(path, mode):

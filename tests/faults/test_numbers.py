@@ -49,11 +49,11 @@ def train(tmp_path, monkeypatch):
         faulty = multiply_gradient(getattr(script, model_class), name, factor, steps)
         states, save = [], RunFolder.save_checkpoint
 
-        def keep(run, state):
+        def keep(run, state, *more):
             model, optimizer = KEYS[case]
             weights = {k: v for k, v in state[model].items() if k.endswith(("weight", "bias"))}
             states.append(exact([weights, state[optimizer]["state"]]))
-            save(run, state)
+            save(run, state, *more)
 
         with monkeypatch.context() as patch:
             patch.setattr(script, model_class, faulty)

@@ -1,0 +1,79 @@
+"""Devices. Oracle for determinism: PyTorch's list of what has no deterministic gradient on CUDA."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_final
+import train_search
+
+RUN = ["--dataset", "synthetic", "--image-size", "16", "--subset", "80", "--batch-size", "40"]
+RUN += ["--init-channels", "4", "--num-cells", "3", "--fast-dev-run", "--device", "cpu"]
+# What PyTorch's documentation lists, by operator; the part of a name that is in no other's.
+NOT_DETERMINISTIC = {
+    "AvgPool3d": "avg_pool3d_backward",
+    "AdaptiveAvgPool2d": "adaptive_avg_pool2d_backward",
+    "AdaptiveAvgPool3d": "adaptive_avg_pool3d_backward",
+    "AdaptiveMaxPool2d": "adaptive_max_pool2d_backward",
+    "FractionalMaxPool2d": "fractional_max_pool2d_backward",
+    "FractionalMaxPool3d": "fractional_max_pool3d_backward",
+    "MaxUnpool1d": "max_unpool",
+    "MaxUnpool2d": "max_unpool2d",
+    "MaxUnpool3d": "max_unpool3d",
+    "interpolate": "upsample_.*(linear|cubic)",
+    "ReflectionPad1d": "reflection_pad1d_backward",
+    "ReflectionPad2d": "reflection_pad2d_backward",
+    "ReflectionPad3d": "reflection_pad3d_backward",
+    "NLLLoss": "nll_loss2d",  # of pictures; that of classes is
+    "CTCLoss": "ctc_loss",
+    "EmbeddingBag": "embedding_bag",
+    "put_": "aten::put_",
+    "histc": "histc",
+    "bincount": "bincount_weights",  # with weights only
+    "median": "median",
+    "grid_sample": "grid_sampler",
+    "scatter_reduce": "scatter_reduce",
+    "resize_": "quantized",
+}
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        if "bincount" in name and args[1:2] not in ((), (None,)):
+            name += "_weights"
+        self.names.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_list_is_complete():
+    documentation = inspect.getdoc(torch.use_deterministic_algorithms)
+    throws = documentation.split("operations will throw")[1].split("In addition")[0]
+    listed = re.findall(r":(?:class|func):`torch\S*?\.?(\w+)`", throws)
+    assert len(listed) > 20 and set(listed) <= NOT_DETERMINISTIC.keys() | {"RuntimeError"}
+
+
+@pytest.mark.parametrize(
+    "main, flags",
+    [
+        *((train_search.main, ["--relaxation", name]) for name in train_search.RELAXATIONS),
+        (train_search.main, ["--order", "2"]),
+        (train_search.main, ["--space", "S4", "--search-drop-path", "0.2"]),
+        (train_search.main, ["--method", "random", "--candidates", "2", "--search-cutout", "4"]),
+        (train_final.main, ["--genotype", "DARTS_V1"]),
+        (train_final.main, ["--genotype", "DARTS_V2", "--stem", "imagenet"]),
+    ],
+)
+def test_no_operation_lacks_a_deterministic_form_on_cuda(tmp_path, main, flags):
+    with Recorder() as recorder:
+        main([*RUN, *flags, "--out-dir", f"{tmp_path}/run"])
+    assert "aten::convolution_backward" in recorder.names
+    pattern = re.compile("|".join(NOT_DETERMINISTIC.values()))
+    assert not [name for name in recorder.names if pattern.search(name)]
