@@ -60,7 +60,7 @@ class MixedOp(nn.Module):
                 self.ops[name] = Noise(stride)
 
     def forward(
-        self, x: Tensor, mix: Tensor, scale: Tensor, chosen: Chosen, drop_path_prob: float
+        self, x: Tensor, mix: Tensor, scale: Tensor, chosen: Chosen, drop_path_prob: Tensor | None
     ) -> list[list[Tensor]]:
         """Return, for each edge, tensors (N, C, H', W') that add up to its output; maybe none.
 
@@ -72,7 +72,7 @@ class MixedOp(nn.Module):
             for column, name in enumerate(self.primitives)
         }
         keep = None
-        if drop_path_prob > 0:  # whole edges, for each sample (arXiv 1909.09656, Sec. 5)
+        if drop_path_prob is not None:  # whole edges, for each sample (arXiv 1909.09656, Sec. 5)
             keep = torch.rand(self.fan, x.size(0), 1, 1, 1, device=x.device) >= drop_path_prob
             keep = keep.to(x.dtype) / (1 - drop_path_prob)
         outputs: list[list[Tensor]] = [[] for _ in range(self.fan)]

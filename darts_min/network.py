@@ -15,6 +15,7 @@ from darts_min.operations import (
     Noise,
     SepConv,
     avg_pool,
+    drop_path_probability,
     from_phases,
     max_pool,
     to_phases,
@@ -84,7 +85,7 @@ class Cell(nn.Module):
         used = {j for edge, j in zip(self.edges, self.predecessors, strict=True) if edge.takes_relu}
         self.relu_used = sorted(used)
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: Tensor | None) -> Tensor:
         states: list[Tensor] = []
         relus: list[Tensor | None] = []
 
@@ -98,14 +99,14 @@ class Cell(nn.Module):
             pair = []
             for edge, j in zip(self.edges[i : i + 2], self.predecessors[i : i + 2], strict=True):
                 y = edge(states[j], relus[j])
-                if self.training and drop_path_prob > 0 and not edge.is_identity:
+                if drop_path_prob is not None and not edge.is_identity:
                     y = drop_path(y, drop_path_prob)
                 pair.append(y)
             add_state(pair[0] + pair[1])
         return torch.cat([states[i] for i in self.concat], dim=1)
 
 
-def drop_path(x: Tensor, prob: float) -> Tensor:
+def drop_path(x: Tensor, prob: Tensor) -> Tensor:
     """Zero whole samples of `x` (N, C, H, W) with probability `prob`, and scale up the others."""
     keep = torch.rand(x.size(0), 1, 1, 1, device=x.device) >= prob
     return x * keep / (1 - prob)
@@ -209,8 +210,9 @@ class Network(nn.Module):
             s0 = F.relu(self.stem0(x))
             s1 = F.relu(self.stem1(s0))
         use_aux = self.training and self.config["auxiliary"]
+        drop_path_prob = drop_path_probability(self.drop_path_prob, self.training)
         for k, cell in enumerate(self.cells):
-            out = cell(s0, s1, self.drop_path_prob)
+            out = cell(s0, s1, drop_path_prob)
             s0, s1 = s1, F.relu(out)
             if k == self.aux_cell and use_aux:
                 aux_logits = self.auxiliary_head(s1)

@@ -231,3 +231,8 @@ class Noise(nn.Module):
             c = scale[0].numel()
         noise = torch.randn(n, c, h, w, generator=generator, device=x.device, dtype=x.dtype)
         return noise * scale[0][:, None, None] if scale else noise
+
+
+def drop_path_probability(prob: float, training: bool) -> Tensor | None:
+    """Return what cells take: a tensor, as torch.compile would make a graph for each number."""
+    return torch.tensor(prob, dtype=torch.float64) if training and prob else None

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from darts_min.genotypes import OPERATIONS, PRIMITIVES, Genotype, check_sizes, choose_cell
 from darts_min.mixed_op import Chosen, MixedOp, total
-from darts_min.operations import BatchStatNorm, ConvBN, FactorizedReduce
+from darts_min.operations import BatchStatNorm, ConvBN, FactorizedReduce, drop_path_probability
 from darts_min.relaxations import Softmax
 
 
@@ -50,7 +50,7 @@ class SearchCell(nn.Module):
         s1: Tensor,
         mix: Tensor,
         chosen: Chosen = None,
-        drop_path_prob: float = 0.0,
+        drop_path_prob: Tensor | None = None,
     ) -> Tensor:
         """Map two states to (N, num_nodes*C, H', W'); mix: (edges, ops), edges by source state."""
         fans = [op.fan for op in self.mixed_ops]
@@ -240,7 +240,7 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixes = [mix.index_select(0, self.edge_order) for mix in self.mixtures(self.training)]
         chosen = [self.chosen(mix, kind) for kind, mix in enumerate(mixes)]
-        drop_path_prob = self.drop_path_prob if self.training else 0.0
+        drop_path_prob = drop_path_probability(self.drop_path_prob, self.training)
         out = self.stem(x)
         s0 = s1 = F.relu(out)
         for cell in self.cells:

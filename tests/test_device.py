@@ -2,13 +2,19 @@
 
 import inspect
 import re
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_final
 import train_search
+from darts_min.device import compile_cells
+from darts_min.genotypes import PUBLISHED
+from darts_min.network import Network
+from darts_min.supernet import Supernet
 
 RUN = ["--dataset", "synthetic", "--image-size", "16", "--subset", "80", "--batch-size", "40"]
 RUN += ["--init-channels", "4", "--num-cells", "3", "--fast-dev-run", "--device", "cpu"]
@@ -77,3 +83,21 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(tmp_path, main, flags):
     assert "aten::convolution_backward" in recorder.names
     pattern = re.compile("|".join(NOT_DETERMINISTIC.values()))
     assert not [name for name in recorder.names if pattern.search(name)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(Network, PUBLISHED["DARTS_V2"], auxiliary=False), partial(Supernet, num_nodes=2)],
+)
+def test_compiled_cells_are_compiled_once_for_all_drop_path_probabilities(monkeypatch, make):
+    counter, compiles = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda cell, **how: compiles(cell, backend=counter, **how)
+    )
+    network = make(init_channels=2, num_cells=3)
+    compile_cells(network)
+    counts = []
+    for network.drop_path_prob in (0.1, 0.2, 0.3):
+        network(torch.randn(4, 3, 8, 8)).sum().backward()
+        counts.append(counter.frame_count)
+    assert counts == [3, 3, 3]
