@@ -11,7 +11,7 @@ import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import correlation, mean, stdev
 
 import torch
 
@@ -31,7 +31,6 @@ SEARCHES = {  # the longest first
     "random search": "--method random --candidates 40",
 }
 TRAINING = f"{IMAGES} --recipe quick --num-cells 5 --epochs 10"
-SEEDS = (0, 1, 2)
 OTHERS = {f"random:{seed}": f"random:{seed}" for seed in range(6)} | {"DARTS_V2": "DARTS_V2"}
 
 
@@ -62,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--out-dir", type=Path, default=Path("runs/study"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     args = parser.parse_args()
     data = ["--data-dir", args.data_dir]
@@ -89,10 +89,10 @@ def main() -> None:
                 [*TRAINING.split(), *data, "--genotype", genotype, "--seed", str(seed)],
                 folder("final", name.replace(":", "-"), seed),
             )
-            for seed in SEEDS
+            for seed in args.seeds
             for name, genotype in cells.items()
         }
-        trained = {name: [trainings[name, seed].result() for seed in SEEDS] for name in cells}
+        trained = {name: [trainings[name, seed].result() for seed in args.seeds] for name in cells}
 
     rows = []
     for name, results in trained.items():
@@ -110,6 +110,8 @@ def main() -> None:
             + f" | {rank} | {result['parameters_M']:.3f} | "
             f"{normal.count('skip_connect')} + {reduce.count('skip_connect')} |"
         )
+    r = correlation([row[0] for row in rows], [row[4]["parameters_M"] for row in rows])
+    print(f"parameters explain {r**2:.2f} of the variance of the means")
 
 
 if __name__ == "__main__":
