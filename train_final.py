@@ -132,7 +132,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--checkpoint-minutes", type=float, default=10, help="also inside epochs")
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 if a GPU has it")
     run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
     run.add_argument("--sync-bn", action="store_true", help="BN over all processes (CUDA)")
     run.add_argument("--deterministic", action="store_true", help="same bits on CUDA too; slower")
@@ -231,8 +231,8 @@ def train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress
         if not progress.guard.rejects("w", total, gradients):
             torch.nn.utils.clip_grads_with_norm_(trained, args.w_grad_clip or math.inf, norm)
             scaler.step(optimizer)
-            scaler.update()
             progress.add(results)
+        scaler.update()
         scheduler.step()
 
 

@@ -126,7 +126,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--checkpoint-minutes", type=float, default=10, help="also inside epochs")
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 on CUDA")
+    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 if a GPU has it")
     run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
     run.add_argument("--deterministic", action="store_true", help="same bits on CUDA too; slower")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
@@ -293,16 +293,16 @@ def train_epoch(
         for w in weights:
             if w.grad is None:  # of an operation that was not drawn
                 w.grad = torch.zeros_like(w)
-        w_scaler.unscale_(w_optimizer)
         processes.average([mean_loss, *(w.grad for w in weights)])
+        w_scaler.unscale_(w_optimizer)
         norm = torch.nn.utils.get_total_norm([w.grad for w in weights])
         total = mean_loss if w_scaler.is_enabled() else mean_loss + norm
         gradients = ((n, p.grad) for n, p in model.named_parameters() if not n.startswith(ALPHAS))
         if not guard.rejects("w", total, gradients):
             torch.nn.utils.clip_grads_with_norm_(weights, args.w_grad_clip or math.inf, norm)
             w_scaler.step(w_optimizer)
-            w_scaler.update()
             progress.add(results)
+        w_scaler.update()
         scheduler.step()
 
 
@@ -553,7 +553,7 @@ def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
     processes = Processes(choose_device(args.device))
     with open_run("train_search.py", argv, "runs/select", vars(args), processes, tqdm.write) as run:
         if args.resume:
-            before = run.load_checkpoint(torch.device("cpu"))["args"]
+            before = run.load_checkpoint()["args"]
             check_same_arguments(vars(args), before)
         run.save_json("args.json", vars(args))
         run.save_checkpoint({"args": vars(args)})

@@ -191,18 +191,19 @@ class RunFolder:
             lambda: write_atomically(last, content, keep_as=previous),
         )
 
-    def load_checkpoint(
-        self, device: torch.device, names: Sequence[str] = CHECKPOINTS
-    ) -> dict[str, Any]:
-        """Load the first checkpoint of `names` that is whole; ValueError if there is none."""
-        return self.processes.from_first(self._load(device, names) if self.is_first else None)
+    def load_checkpoint(self, names: Sequence[str] = CHECKPOINTS) -> dict[str, Any]:
+        """Load the first checkpoint of `names` that is whole; ValueError if there is none.
 
-    def _load(self, device: torch.device, names: Sequence[str]) -> dict[str, Any]:
+        Its tensors are on the CPU: those of a GPU would be on the first one for all processes.
+        """
+        return self.processes.from_first(self._load(names) if self.is_first else None)
+
+    def _load(self, names: Sequence[str]) -> dict[str, Any]:
         problems = []
         for name in names:
             if (self / name).exists():
                 try:
-                    state = load_file(self / name, device)
+                    state = load_file(self / name, torch.device("cpu"))
                     if not is_sealed((self / name).read_bytes()):
                         raise ValueError(f"file {self / name} is damaged, or is no checkpoint")
                 except ValueError as error:

@@ -74,7 +74,7 @@ def forecast(batches: Iterable, steps: float, log: Callable[[str], None], length
     times = {}
     for i, batch in enumerate(batches):
         if i in (0, 1, warmup, last):
-            if torch.cuda.is_available():
+            if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
             times[i] = time.perf_counter()
         if i == last > warmup:

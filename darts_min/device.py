@@ -14,7 +14,8 @@ AMP_CHOICES = ("auto", "off", "bf16", "fp16")
 def choose_device(name: str) -> torch.device:
     """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there.
 
-    "auto" and "cuda" are the GPU of this process where torchrun has started several.
+    "auto" and "cuda" are the GPU of this process where torchrun has started several. A GPU computes
+    float32 convolutions in float32, not in TF32, which is PyTorch's default.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,8 +24,11 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device if device.index is not None else 0)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from None
+    torch.backends.cudnn.allow_tf32 = False  # too coarse for Eq. 8's differences
     return device
 
 
@@ -48,10 +52,11 @@ def choose_autocast(
 ) -> tuple[Callable[[], AbstractContextManager], bool]:
     """Return a maker of autocast contexts, and whether losses must be scaled (fp16).
 
-    "auto" is bf16 on CUDA and off elsewhere.
+    "auto" is bf16 on GPUs that have it (compute capability 8.0), and off elsewhere.
     """
     if amp == "auto":
-        amp = "bf16" if device.type == "cuda" else "off"
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        amp = "bf16" if has_bf16 else "off"
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return partial(torch.autocast, device.type, dtype, enabled=amp != "off"), amp == "fp16"
 

@@ -210,7 +210,7 @@ class Network(nn.Module):
             s0 = F.relu(self.stem0(x))
             s1 = F.relu(self.stem1(s0))
         use_aux = self.training and self.config["auxiliary"]
-        drop_path_prob = drop_path_probability(self.drop_path_prob, self.training)
+        drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
         for k, cell in enumerate(self.cells):
             out = cell(s0, s1, drop_path_prob)
             s0, s1 = s1, F.relu(out)

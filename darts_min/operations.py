@@ -233,6 +233,8 @@ class Noise(nn.Module):
         return noise * scale[0][:, None, None] if scale else noise
 
 
-def drop_path_probability(prob: float, training: bool) -> Tensor | None:
+def drop_path_probability(prob: float, training: bool, device: torch.device) -> Tensor | None:
     """Return what cells take: a tensor, as torch.compile would make a graph for each number."""
-    return torch.tensor(prob, dtype=torch.float64) if training and prob else None
+    if not training or not prob:
+        return None
+    return torch.full((), prob, dtype=torch.float64, device=device)

@@ -4,6 +4,7 @@ import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ class Processes:
             more = "" if here == str(self.number) else " ..."  # on several machines
             self.launcher = f"torchrun --nproc-per-node {here}{more}"
         if self.number > 1 and not dist.is_initialized():
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            # The others wait for the first one to download or read the images.
+            dist.init_process_group(backend, timeout=timedelta(hours=1))
             atexit.register(leave)  # else the group's threads may abort the process
 
     def average(self, tensors: Iterable[Tensor]) -> None:

@@ -59,7 +59,7 @@ class Progress:
                 "totals": self.processes.sum(self.totals),
                 "history": self.history,
                 "args": self.settings,
-                "random_state": random_state(),
+                "random_state": random_state(self.totals.device),
                 "seconds": time.time() - self.started,
             },
             also_as,
@@ -71,7 +71,7 @@ class Progress:
 
     def resume(self) -> None:
         """Go to the state of the newest checkpoint; ValueError if it is of another run."""
-        state = self.run.load_checkpoint(self.totals.device)
+        state = self.run.load_checkpoint()
         check_same_arguments(self.settings, state["args"])
         self._load(state)
         self.first_epoch, self.started = self.epoch, self.started - state["seconds"]
@@ -82,13 +82,13 @@ class Progress:
 
     def go_back(self, epoch: int) -> None:
         """Go to the state at the end of `epoch` (from 1), which `finish_epoch` must have kept."""
-        self._load(self.run.load_checkpoint(self.totals.device, [kept_as(epoch)]))
+        self._load(self.run.load_checkpoint([kept_as(epoch)]))
         self.run.writer = None  # TensorBoard's next file takes the place of the epochs since then
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, item in self.stateful.items():
             item.load_state_dict(state[name])
-        set_random_state(state["random_state"])
+        set_random_state(state["random_state"], self.totals.device)
         progress, self.history = state["progress"], state["history"]
         self.epoch, self.step, self.lr = (progress[name] for name in ("epoch", "step", "lr"))
         self.guard.skipped = progress["skipped"]
@@ -161,21 +161,24 @@ def kept_as(epoch: int) -> str:
     return f"epoch-{epoch}.pt"
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of every global random number generator, in plain values and tensors."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of every global random number generator, in plain values and tensors.
+
+    Of several processes, all draw alike from the generators of their devices.
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "numpy": [name, keys.tolist(), position, has_gauss, gauss],
         "python": list(random.getstate()),
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["device"] is not None:
+        torch.cuda.set_rng_state(state["device"], device)
     np.random.set_state(tuple(state["numpy"]))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

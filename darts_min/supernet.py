@@ -240,7 +240,7 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixes = [mix.index_select(0, self.edge_order) for mix in self.mixtures(self.training)]
         chosen = [self.chosen(mix, kind) for kind, mix in enumerate(mixes)]
-        drop_path_prob = drop_path_probability(self.drop_path_prob, self.training)
+        drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
         out = self.stem(x)
         s0 = s1 = F.relu(out)
         for cell in self.cells:

@@ -99,7 +99,7 @@ def save_network(
     `std`, `image_size`, `crop` (see `folder.read_image`). `dtype` is that of the stored weights.
     """
     state_dict = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        key: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         for key, tensor in network.state_dict().items()
     }
     content = {

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_final
 import train_search
-from darts_min.device import compile_cells
+from darts_min.device import choose_autocast, compile_cells
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import Network
 from darts_min.supernet import Supernet
@@ -83,6 +83,13 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(tmp_path, main, flags):
     assert "aten::convolution_backward" in recorder.names
     pattern = re.compile("|".join(NOT_DETERMINISTIC.values()))
     assert not [name for name in recorder.names if pattern.search(name)]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_is_bf16_where_the_gpu_has_it(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    autocast, is_fp16 = choose_autocast("auto", torch.device("cuda"))
+    assert autocast.keywords["enabled"] is native and not is_fp16
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Two processes on the CPU (gloo). Oracles: means of the parts, one process, a whole run."""
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ import train_search
 from darts_min.architect import architecture_gradient
 from darts_min.data import Loader, channel_statistics, synthetic_dataset
 from darts_min.evaluation import evaluate
+from darts_min.finite import FiniteGuard
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import Network
 from darts_min.processes import Processes
@@ -77,6 +81,37 @@ def test_averaged_gradients_are_the_mean_of_the_parts(tmp_path):
     for first, second, a, b in zip(*results, *parts, strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, (a + b) / 2, rtol=1e-6, atol=1e-8)
+
+
+def overflow_in_one(rank, folder):
+    torch.manual_seed(0)
+    model = Supernet(init_channels=2, num_cells=3, num_nodes=2)
+    if rank == 1:
+        model.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = [w.detach().clone() for w in model.weights()]
+    optimizer = torch.optim.SGD(model.weights(), 0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    progress = SimpleNamespace(
+        processes=Processes(CPU), guard=FiniteGuard(skip=False), add=lambda results: None
+    )
+    train_search.train_epoch(
+        model,
+        [(part(rank), part(rank))],
+        (optimizer, None),
+        torch.optim.lr_scheduler.ConstantLR(optimizer),
+        (scaler, scaler),
+        nullcontext,
+        progress,
+        xi=0.0,
+        search=False,
+        args=SimpleNamespace(grad_accum=1, w_grad_clip=5.0),
+    )
+    changed = sum(not torch.equal(*pair) for pair in zip(before, model.weights(), strict=True))
+    return changed, scaler.get_scale()
+
+
+def test_an_fp16_overflow_in_one_process_skips_the_step_of_all(tmp_path):
+    assert run_two(overflow_in_one, tmp_path) == [(0, 2.0**15)] * 2
 
 
 def wrapped_gradients(rank, folder):

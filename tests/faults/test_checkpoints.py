@@ -49,7 +49,7 @@ def test_no_damaged_checkpoint_is_loaded(folder, capsys, damage, times):
         (folder / "last.pt").write_bytes(damage(last, rng))
         (folder / "previous.pt").write_bytes(previous)
         with RunFolder(folder, resume=True) as run:
-            state = exact(run.load_checkpoint(CPU))
+            state = exact(run.load_checkpoint())
         printed = capsys.readouterr().out
         if state != expected or not (
             f"{folder / 'last.pt'} is damaged" in printed
@@ -149,7 +149,7 @@ def test_a_hostile_pickle_leaves_no_trace_of_having_run(folder, tmp_path, capsys
     expected = exact(load(folder, "previous.pt"))
     write(folder / "last.pt", Hostile(trace))
     with RunFolder(folder, resume=True) as run:
-        assert exact(run.load_checkpoint(CPU)) == expected
+        assert exact(run.load_checkpoint()) == expected
     assert f"{folder / 'last.pt'} is " in capsys.readouterr().out
     assert not trace.exists()
     pickle.loads(pickle.dumps(Hostile(trace)))

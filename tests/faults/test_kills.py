@@ -176,6 +176,6 @@ def test_a_kill_in_a_save_leaves_the_checkpoint_before_or_the_new_one(
     child = start(save_until_killed, tmp_path / "run", call, number)
     assert child.wait() == -signal.SIGKILL
     assert child.printed().split() == ["1", "2"]
-    state = RunFolder(tmp_path / "run", resume=True).load_checkpoint(torch.device("cpu"))
+    state = RunFolder(tmp_path / "run", resume=True).load_checkpoint()
     assert state["step"] == step
     assert torch.equal(state["w"], torch.full((10_000,), float(step)))

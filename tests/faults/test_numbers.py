@@ -95,6 +95,32 @@ def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, 
 
 
 @pytest.mark.parametrize("case", SEARCH_IS_SLOW)
+def test_a_batch_that_fp16_skips_halves_the_scale(monkeypatch, tmp_path, case):
+    script, model_class, *_ = CASES[case]
+    forwards = math.inf
+
+    class Faulty(getattr(script, model_class)):
+        def forward(self, x):
+            nonlocal forwards
+            output = super().forward(x)
+            forwards -= self.training
+            if forwards != 0 or not self.training:
+                return output
+            return output * math.nan if case == "search" else tuple(y * math.nan for y in output)
+
+    monkeypatch.setattr(script, model_class, Faulty)
+    arguments = [*SCRIPTS[case][1], "--amp", "fp16", "--on-nonfinite", "skip", "--out-dir"]
+    script.main([*arguments, f"{tmp_path}/whole"])
+    forwards = 4 if case == "search" else 2  # the w step of step 2
+    history = script.main([*arguments, f"{tmp_path}/run"])["history"]
+    assert [record["skipped_batches"] for record in history] == [1, 1]
+    assert all(math.isfinite(record["train_loss"]) for record in history)
+    scaler = "w_scaler" if case == "search" else "scaler"
+    scales = [load(tmp_path / name)[scaler]["scale"] for name in ("whole", "run")]
+    assert scales[1] == scales[0] / 2
+
+
+@pytest.mark.parametrize("case", SEARCH_IS_SLOW)
 def test_the_tenth_in_a_row_stops_the_run(train, case):
     steps = CASES[case][3]
     epoch, step = 1 + 10 // steps, 1 + 10 % steps  # steps 2 to 11 are wrong
