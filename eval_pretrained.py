@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--out-dir", help="run folder (default: runs/eval, or the next free number)")
     run.add_argument("--seed", type=int, default=0, help="of the synthetic data and --subset")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 if a GPU has it")
+    run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 if on the GPU")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto")
     run.add_argument("--fast-dev-run", action="store_true", help="two batches")
     data = parser.add_argument_group("data")
