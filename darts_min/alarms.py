@@ -33,12 +33,14 @@ def mixture_signs(model: Supernet) -> dict[str, float]:
 
     The mean weight of `none` on all edges, the mean entropy of the kept edges, and how far the best
     operation of a kept edge is ahead of the second best one other than `none`: the smallest of
-    those leads.
+    those leads. Weights are shares of their edge's, which do not add up to 1 in FairDARTS and
+    PC-DARTS.
     """
     signs, genotype = {}, model.genotype()
     for kind, mix in zip(KINDS, model.mixtures(), strict=True):
         nones = [i for i, name in enumerate(model.primitives) if name == "none"]
         others = [i for i, name in enumerate(model.primitives) if name != "none"]
+        mix = mix / mix.sum(1, keepdim=True).clamp_min(1e-12)
         kept = mix[kept_edges(getattr(genotype, kind))]
         best = kept[:, others].topk(min(2, len(others))).values
         signs[f"weight of none/{kind}"] = mix[:, nones].sum(1).mean().item()

@@ -89,6 +89,14 @@ def test_signs_are_those_of_the_mixtures_written_out():
     assert alarms.count_skips(PUBLISHED["DARTS_V1"])["skips in the cell/normal"] == 3
 
 
+def test_signs_of_mixtures_that_do_not_add_up_to_one_are_those_of_the_shares():
+    plain, scaled = make(), make()
+    mixes = scaled.mixtures()
+    scaled.mixtures = lambda: [0.25 * mix for mix in mixes]
+    for name, sign in alarms.mixture_signs(plain).items():
+        assert alarms.mixture_signs(scaled)[name] == pytest.approx(sign, rel=1e-6)
+
+
 def test_the_rules_disagree_where_none_is_strong():
     model = make()
     for alpha in model.alphas():
