@@ -69,10 +69,15 @@ def test_the_list_is_complete():
 @pytest.mark.parametrize(
     "main, flags",
     [
-        *((train_search.main, ["--relaxation", name]) for name in train_search.RELAXATIONS),
-        (train_search.main, ["--order", "2"]),
-        (train_search.main, ["--space", "S4", "--search-drop-path", "0.2"]),
-        (train_search.main, ["--method", "random", "--candidates", "2", "--search-cutout", "4"]),
+        *(
+            pytest.param(train_search.main, flags, marks=pytest.mark.slow)
+            for flags in (
+                *(["--relaxation", name] for name in train_search.RELAXATIONS),
+                ["--order", "2"],
+                ["--space", "S4", "--search-drop-path", "0.2"],
+                ["--method", "random", "--candidates", "2", "--search-cutout", "4"],
+            )
+        ),
         (train_final.main, ["--genotype", "DARTS_V1"]),
         (train_final.main, ["--genotype", "DARTS_V2", "--stem", "imagenet"]),
     ],
@@ -94,7 +99,10 @@ def test_auto_is_bf16_where_the_gpu_has_it(monkeypatch, native):
 
 @pytest.mark.parametrize(
     "make",
-    [partial(Network, PUBLISHED["DARTS_V2"], auxiliary=False), partial(Supernet, num_nodes=2)],
+    [
+        partial(Network, PUBLISHED["DARTS_V2"], auxiliary=False),
+        pytest.param(partial(Supernet, num_nodes=2), marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_cells_are_compiled_once_for_all_drop_path_probabilities(monkeypatch, make):
     counter, compiles = CompileCounter(), torch.nn.Module.compile
