@@ -33,6 +33,8 @@ SEARCHES = {  # the longest first
 TRAINING = f"{IMAGES} --recipe quick --num-cells 5 --epochs 10"
 OTHERS = {f"random:{seed}": f"random:{seed}" for seed in range(6)} | {"DARTS_V2": "DARTS_V2"}
 
+load_dataset = functools.cache(train_search.load_dataset)  # read once by each process
+
 
 def run(main, flags: list[str], folder: Path) -> dict:
     """Run a script's `main`, unless its result is there; go on if it was begun."""
@@ -45,13 +47,10 @@ def run(main, flags: list[str], folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-load_dataset = functools.cache(train_search.load_dataset)
-
-
 def stopped(history: list[dict]) -> str | None:
     """Return the genotype that --early-stop would have ended a search with, None if it goes on."""
     eigenvalues = [record["signs"]["largest eigenvalue"] for record in history]
-    for epoch in range(len(history)):
+    for epoch in range(len(history) + 1):
         if should_stop(eigenvalues[:epoch]):
             return history[epoch - 1 - WINDOW]["genotype"]
     return None
@@ -61,7 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--out-dir", type=Path, default=Path("runs/study"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings; two or more"
+    )
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     args = parser.parse_args()
     data = ["--data-dir", args.data_dir]
