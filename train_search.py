@@ -170,7 +170,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--alpha-betas", type=float, nargs=2, default=[0.5, 0.999], help="of Adam")
     opt.add_argument("--alpha-weight-decay", type=float, default=1e-3)
     signs = parser.add_argument_group("signs of a bad cell")
-    signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: no eigenvalue")
+    signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: off, less memory")
     signs.add_argument("--early-stop", action="store_true", help="by the eigenvalue (RobustDARTS)")
     signs.add_argument("--adapt-weight-decay", action="store_true", help="go back, triple w's")
     signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS, DARTS+: 2)")
@@ -456,7 +456,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 discrete = evaluate_on(limit, discretised(model))
                 eigenvalue = None
                 if args.hessian_every and (epoch + 1) % args.hessian_every == 0:
-                    batch = next(iter(eval_loader))
+                    batch = [t.chunk(args.grad_accum)[0] for t in next(iter(eval_loader))]
                     eigenvalue = largest_eigenvalue(
                         model, F.cross_entropy, batch, processes.average
                     )

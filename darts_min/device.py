@@ -1,5 +1,6 @@
 """Where and in which precision a script computes; set up once, before the loop."""
 
+import ctypes
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +16,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there.
 
     "auto" and "cuda" are the GPU of this process where torchrun has started several. A GPU computes
-    float32 convolutions in float32, not in TF32, which is PyTorch's default.
+    float32 convolutions in float32, not in TF32, which is PyTorch's default. The memory of a CPU
+    stays with the process (`keep_freed_memory`).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +31,22 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from None
     torch.backends.cudnn.allow_tf32 = False  # too coarse for Eq. 8's differences
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory that tensors leave for the next ones; elsewhere, do nothing.
+
+    By default large blocks go back to the system, and the next ones' pages must be mapped again: a
+    fifth of the time of a bf16 training step (batch 128, 16 channels, 8 cells, 2 cores).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX in malloc.h
+        mallopt(trim_threshold, -1)  # never
+        mallopt(mmap_max, 0)  # no block of its own
 
 
 def make_deterministic() -> None:

@@ -1,6 +1,7 @@
 """Devices. Oracle for determinism: PyTorch's list of what has no deterministic gradient on CUDA."""
 
 import inspect
+import platform
 import re
 from functools import partial
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_final
 import train_search
-from darts_min.device import choose_autocast, compile_cells
+from darts_min.device import choose_autocast, compile_cells, keep_freed_memory
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import Network
 from darts_min.supernet import Supernet
@@ -116,3 +117,16 @@ def test_compiled_cells_are_compiled_once_for_all_drop_path_probabilities(monkey
         network(torch.randn(4, 3, 8, 8)).sum().backward()
         counts.append(counter.frame_count)
     assert counts == [3, 3, 3]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_stays_with_the_process():
+    resource = pytest.importorskip("resource")
+
+    def pages_mapped():
+        torch.ones(1 << 24)  # 16384 pages of 4 KB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    keep_freed_memory()
+    mapped = [pages_mapped() for _ in range(15)]  # glibc takes a few to settle
+    assert mapped[-1] - mapped[-5] < 1000

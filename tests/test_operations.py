@@ -14,7 +14,7 @@ from darts_min.operations import (
     DilConv,
     FactorizedReduce,
     SepConv,
-    _DepthwiseInStrips,
+    _DepthwiseOnCPU,
     avg_pool,
     from_phases,
     max_pool,
@@ -88,11 +88,11 @@ def test_dil_conv_on_phases_is_a_dilated_convolution(kernel, stride, size, layou
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", range(8, 18))
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_depthwise_conv_equals_conv2d(kernel, size, layout):
-    op = DepthwiseConv(4, kernel).double()
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_conv_equals_conv2d(kernel, stride, size, layout):
+    op = DepthwiseConv(4, kernel, stride).double()
     x, weight = double(2, 4, size - 3, size, layout=layout), op.weight
-    ours, expected = op(x), F.conv2d(x, weight, padding=kernel // 2, groups=4)
+    ours, expected = op(x), F.conv2d(x, weight, None, stride, kernel // 2, groups=4)
     close(ours, expected)
     for our_grad, grad in zip(
         gradients(ours, x, weight), gradients(expected, x, weight), strict=True
@@ -101,23 +101,41 @@ def test_depthwise_conv_equals_conv2d(kernel, size, layout):
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
-def test_depthwise_strips_give_only_the_gradient_that_is_wanted(frozen):
+def test_a_depthwise_conv_gives_only_the_gradient_that_is_wanted(frozen):
     op, x = DepthwiseConv(2, 5).double(), double(2, 2, 8, 8)
     (x if frozen == "x" else op.weight).requires_grad_(False)
     wanted = op.weight if frozen == "x" else x
     y, expected = op(x), F.conv2d(x, op.weight, padding=2, groups=2)
-    assert "DepthwiseInStrips" in type(y.grad_fn).__name__
+    assert "DepthwiseOnCPU" in type(y.grad_fn).__name__
     close(gradients(y, wanted)[0], gradients(expected, wanted)[0])
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5, 7])
-def test_depthwise_strips_pass_gradcheck_twice(kernel):
-    def strips(x, weight):
-        return _DepthwiseInStrips.apply(x, weight, kernel // 2)
+def test_a_depthwise_conv_passes_gradcheck_twice(kernel, stride):
+    def conv(x, weight):
+        return _DepthwiseOnCPU.apply(x, weight, stride, kernel // 2)
 
     inputs = double(1, 2, 3, 8), double(2, 1, kernel, kernel, seed=1)
-    assert torch.autograd.gradcheck(strips, inputs)
-    assert torch.autograd.gradgradcheck(strips, inputs)
+    assert torch.autograd.gradcheck(conv, inputs)
+    assert torch.autograd.gradgradcheck(conv, inputs)
+
+
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1), (5, 2)])
+def test_a_depthwise_convs_bf16_gradients_are_those_of_float32_rounded(kernel, stride):
+    op = DepthwiseConv(4, kernel, stride)
+    x = double(2, 4, 9, 12, layout="channels_last").float().detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = op(x)
+    assert y.dtype == torch.bfloat16
+    rounded = [t.detach().bfloat16().float().requires_grad_() for t in (x, op.weight)]
+    expected = F.conv2d(*rounded, None, stride, kernel // 2, groups=4)
+    upstream = torch.randn_like(expected).bfloat16()
+    grads = torch.autograd.grad(y, (x, op.weight), upstream)
+    for ours, grad in zip(
+        grads, torch.autograd.grad(expected, rounded, upstream.float()), strict=True
+    ):
+        torch.testing.assert_close(ours, grad, rtol=2**-7, atol=2**-7)
 
 
 def split(weights, op, fan, channels):

@@ -243,6 +243,19 @@ def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
     assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in last
 
 
+def test_the_eigenvalue_sees_as_many_images_as_a_step_at_once(tmp_path, monkeypatch):
+    sizes = []
+
+    def spy(model, loss_fn, batch, *_):
+        sizes.append([len(t) for t in batch])
+        return 1.0
+
+    monkeypatch.setattr(train_search, "largest_eigenvalue", spy)
+    arguments = [*SEARCH, "--fast-dev-run", "--hessian-every", "1", "--batch-size", "12"]
+    train_search.main([*arguments, "--grad-accum", "3", "--out-dir", f"{tmp_path}/run"])
+    assert sizes == [[4, 4]]
+
+
 @pytest.mark.slow
 def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
     values = iter([1.0] * 5 + [1.2, 1.3, 1.4, 1.5, 1.6])  # their means: 1 and 1.4
