@@ -37,7 +37,9 @@ def test_folding_bn_leaves_the_multiply_adds_as_they_are():
 
 
 @pytest.mark.parametrize("stem, step", [("cifar", 1), ("imagenet", 2)])
-@pytest.mark.parametrize("limit", ["parameters", "multiply-adds"])
+@pytest.mark.parametrize(
+    "limit", ["parameters", pytest.param("multiply-adds", marks=pytest.mark.slow)]
+)
 def test_the_largest_width_that_fits_is_named(stem, step, limit):
     with torch.device("meta"):
         networks = {c: make(c, stem) for c in range(2, 13, step)}

@@ -33,7 +33,7 @@ def close(actual, expected):
     "order, layout",
     [
         ("first_order", "channels_last"),
-        ("second_order", "channels_last"),
+        pytest.param("second_order", "channels_last", marks=pytest.mark.slow),
         pytest.param("first_order", "contiguous", marks=pytest.mark.slow),
         pytest.param("second_order", "contiguous", marks=pytest.mark.slow),
     ],

@@ -214,6 +214,7 @@ def whole_training(rank, folder):
 
 
 @pytest.mark.parametrize("script", [whole_search, whole_training])
+@pytest.mark.slow
 def test_processes_stay_bit_identical_through_a_whole_run(tmp_path, script):
     first, second = run_two(script, tmp_path)
     assert all(torch.equal(first[key], second[key]) for key in first)

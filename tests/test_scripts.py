@@ -162,7 +162,7 @@ SCRIPTS = {
     "script",
     [
         pytest.param("search order 2", marks=pytest.mark.slow),
-        "search gumbel",
+        pytest.param("search gumbel", marks=pytest.mark.slow),
         "search random",
         pytest.param("final one-cycle", marks=pytest.mark.slow),
     ],
@@ -206,6 +206,7 @@ def test_other_arguments_are_refused_by_name(runs):
         train_search.main([*arguments, "--batch-size", "10"])
 
 
+@pytest.mark.slow
 def test_resume_alone_finds_the_newest_run_of_the_same_arguments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main, arguments = SCRIPTS["final"]
@@ -217,6 +218,7 @@ def test_resume_alone_finds_the_newest_run_of_the_same_arguments(tmp_path, monke
         main([*arguments, "--seed", "3", "--resume"])
 
 
+@pytest.mark.slow
 def test_more_epochs_may_be_asked_for_and_the_schedule_is_that_of_all(tmp_path, capsys):
     main, arguments = SCRIPTS["final"]
     arguments = [*arguments, "--out-dir", f"{tmp_path}/run"]
@@ -303,11 +305,18 @@ def test_alpha_warmup_leaves_the_alphas_alone(tmp_path, monkeypatch):
     "arguments",
     [
         ["--relaxation", "gumbel", "--tau", "2", "1"],
-        ["--relaxation", "dirichlet", "--alpha-warmup-epochs", "0"],
-        ["--relaxation", "sigmoid", "--batch-size", "20"],
-        ["--relaxation", "partial", "--partial", "2", "--batch-size", "20"],
+        pytest.param(
+            ["--relaxation", "dirichlet", "--alpha-warmup-epochs", "0"], marks=pytest.mark.slow
+        ),
+        pytest.param(["--relaxation", "sigmoid", "--batch-size", "20"], marks=pytest.mark.slow),
+        pytest.param(
+            ["--relaxation", "partial", "--partial", "2", "--batch-size", "20"],
+            marks=pytest.mark.slow,
+        ),
         ["--space", "S3", "--order", "2", "--relaxation", "gumbel"],
-        ["--space", "S1", "--num-nodes", "4", "--hessian-every", "1"],
+        pytest.param(
+            ["--space", "S1", "--num-nodes", "4", "--hessian-every", "1"], marks=pytest.mark.slow
+        ),
         ["--space", "skip_connect,noise", "--method", "random", "--candidates", "2"],
     ],
 )
@@ -518,6 +527,7 @@ def test_the_imagenet_recipe_is_that_of_the_original_code():
     assert (args.w_schedule, args.in_memory) == ("exponential", "never")
 
 
+@pytest.mark.slow
 def test_images_in_files_train_alike_with_any_number_of_workers(tmp_path, pictures):
     arguments = [*pictures, "--recipe", "imagenet", "--image-size", "32", *V2]
     arguments += ["--init-channels", "2", "--num-cells", "3", "--epochs", "1", "--num-workers"]

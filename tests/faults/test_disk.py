@@ -131,7 +131,11 @@ def fail_and_recover(run, whole, outage, number):
 
 @pytest.mark.parametrize(
     "outage, number",
-    [(Full, errno.EFBIG), (ReadOnly, errno.EACCES), (Replaced, errno.ENOTDIR)],
+    [
+        (Full, errno.EFBIG),
+        pytest.param(ReadOnly, errno.EACCES, marks=pytest.mark.slow),
+        pytest.param(Replaced, errno.ENOTDIR, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_outlives_an_outage_of_the_disk_and_ends_as_one_without(
     run, whole, tmp_path, outage, number

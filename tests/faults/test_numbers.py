@@ -95,6 +95,7 @@ def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, 
 
 
 @pytest.mark.parametrize("case", SEARCH_IS_SLOW)
+@pytest.mark.slow
 def test_a_batch_that_fp16_skips_halves_the_scale(monkeypatch, tmp_path, case):
     script, model_class, *_ = CASES[case]
     forwards = math.inf

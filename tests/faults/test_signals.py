@@ -63,6 +63,7 @@ def test_a_signal_ends_the_run_after_a_save_and_the_printed_command_continues_it
 
 
 @pytest.mark.parametrize("save, place", [(2, (0, 2)), (5, (0, 3)), (10, (1, 0))])
+@pytest.mark.slow
 def test_a_signal_in_training_evaluation_or_at_the_end_of_an_epoch_loses_no_step(
     run, start, whole, tmp_path, save, place
 ):
