@@ -16,8 +16,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there.
 
     "auto" and "cuda" are the GPU of this process where torchrun has started several. A GPU computes
-    float32 convolutions in float32, not in TF32, which is PyTorch's default. The memory of a CPU
-    stays with the process (`keep_freed_memory`).
+    float32 convolutions in float32, not in TF32, which is PyTorch's default. On the CPU, memory that
+    is freed stays with the process (`keep_freed_memory`).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
