@@ -1,4 +1,4 @@
-"""Train the network built from a genotype (DARTS, arXiv 1806.09055, Sec. 3.3 and A.1.2).
+"""Train the network built from a genotype (DARTS, arXiv 1806.09055, Sec. 3.2 and A.2.1).
 
     python train_final.py --demo                             # continues train_search.py --demo
     python train_final.py --dataset cifar10 --genotype runs/search
@@ -209,6 +209,8 @@ def train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress
     for batch in batches:
         optimizer.zero_grad()
         results, total = [], 0.0
+        buffers = list(model.buffers()) if progress.guard.skip else []
+        statistics = [buffer.clone() for buffer in buffers]  # of BN, before this batch
         parts = zip(*(t.chunk(args.grad_accum) for t in batch), strict=True)
         for i, (x, target) in enumerate(parts):
             is_last = i == args.grad_accum - 1
@@ -232,6 +234,9 @@ def train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress
             torch.nn.utils.clip_grads_with_norm_(trained, args.w_grad_clip or math.inf, norm)
             scaler.step(optimizer)
             progress.add(results)
+        else:
+            for buffer, before in zip(buffers, statistics, strict=True):
+                buffer.copy_(before)
         scaler.update()
         scheduler.step()
 
@@ -376,9 +381,10 @@ def main(argv: list[str] | None = None) -> dict:
     }
     default = "runs/demo-final" if args.demo else "runs/final"
     with open_run("train_final.py", argv, default, vars(args), processes, tqdm.write) as run:
-        progress = Progress(run, vars(args), stateful, device)
+        progress = Progress(run, vars(args), stateful, steps_per_epoch, device)
         if args.resume:
             progress.resume()
+        run.save_json("args.json", vars(args))
         run.log(
             f"training on {args.dataset}: {len(train.labels)} images, {num_classes} classes; "
             f"network with {parameters:.3f} M parameters, {multiply_adds:.1f} M multiply-adds on "
@@ -388,7 +394,6 @@ def main(argv: list[str] | None = None) -> dict:
             run.log(f"genotype {base_details['inferred']}, inferred from the operations")
         if base is not None:
             run.log(f"from {args.init_from}: {initialised}")
-        run.save_json("args.json", vars(args))
         run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
         pictures = {f"cell_{kind}": draw_cell(genotype, kind) for kind in ("normal", "reduce")}
         for name, picture in pictures.items():
@@ -407,7 +412,7 @@ def main(argv: list[str] | None = None) -> dict:
             network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             batches = train_loader.epoch(epoch, progress.step)
             # A batch of test images costs a forward pass, about a third of a step.
-            batches = progress.training(batches, steps_per_epoch, len(test_loader) / 3, tqdm)
+            batches = progress.training(batches, len(test_loader) / 3, tqdm)
             train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
             processes.equalise(network.buffers())  # the running statistics
             batches = progress.evaluation(itertools.islice(test_loader, limit))

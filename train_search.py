@@ -36,7 +36,7 @@ from darts_min.alarms import (
 from darts_min.architect import architecture_gradient
 from darts_min.arguments import check_ranges
 from darts_min.batches import generator_of
-from darts_min.checkpoint import CHECKPOINTS, table, versions
+from darts_min.checkpoint import BEGUN, table, versions
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
@@ -204,6 +204,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             raise ValueError(f"--relaxation {args.relaxation}: not with --method random")
     elif args.relaxation == "gumbel" and args.compile:
         raise ValueError("--compile: not with --relaxation gumbel, each of whose steps differs")
+    if args.w_lr_min > args.w_lr:
+        raise ValueError(f"--w-lr-min {args.w_lr_min}: must be at most --w-lr, {args.w_lr}")
+    parse_space(args.space)
     if args.alpha_warmup_epochs >= args.epochs and not args.fast_dev_run:
         raise ValueError(
             f"--alpha-warmup-epochs {args.alpha_warmup_epochs}: must be less than --epochs, "
@@ -396,11 +399,13 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         "alpha_scaler": alpha_scaler,
     }
 
+    genotype = model.genotype(max_skips=args.max_skips)
     default = "runs/demo-search" if args.demo else "runs/search"
     with open_run("train_search.py", argv, default, vars(args), processes, tqdm.write) as run:
-        progress = Progress(run, vars(args), stateful, device)
+        progress = Progress(run, vars(args), stateful, steps_per_epoch, device)
         if args.resume:
             progress.resume()
+        run.save_json("args.json", vars(args))
         run.log(
             f"search on {args.dataset}: {len(w_half.labels)} images for w, "
             f"{len(alpha_half.labels)} for alpha, {num_classes} classes; supernet with "
@@ -408,10 +413,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             f"{count_multiply_adds(model, w_loader.image_size) / 1e6:.1f} M multiply-adds on "
             f"{device}; run folder {run.path}"
         )
-        run.save_json("args.json", vars(args))
         arguments = table(vars(args))
         run.report(lambda writer: writer.add_text("arguments", arguments), progress.epoch + 1)
-        genotype = model.genotype(max_skips=args.max_skips)
         part = limit or math.ceil(1000 / args.batch_size)  # batches, to rank random cells on
 
         def evaluate_on(number, network):
@@ -431,7 +434,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 strict=False,
             )
             # Evaluation is a forward pass, about a third of a training pass; a step has two.
-            batches = progress.training(batches, steps_per_epoch, steps_per_epoch / 6, tqdm)
+            batches = progress.training(batches, steps_per_epoch / 6, tqdm)
             train_epoch(
                 model,
                 batches,
@@ -453,7 +456,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                         lambda path, on_all: evaluate_on(limit if on_all else part, path).accuracy,
                     )
                 val = evaluate_on(limit, model)
-                discrete = evaluate_on(limit, discretised(model))
+                previous, genotype = genotype, model.genotype(max_skips=args.max_skips)
+                discrete = evaluate_on(limit, discretised(model, genotype))
                 eigenvalue = None
                 if args.hessian_every and (epoch + 1) % args.hessian_every == 0:
                     batch = [t.chunk(args.grad_accum)[0] for t in next(iter(eval_loader))]
@@ -463,7 +467,6 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
 
             train_loss, train_accuracy = progress.means()
             skipped = progress.guard.skipped
-            previous, genotype = genotype, model.genotype(max_skips=args.max_skips)
             signs = signs_of_collapse(model, genotype)
             signs["accuracy lost in discretisation"] = val.accuracy - discrete.accuracy
             if eigenvalue is not None:
@@ -505,7 +508,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             run.report(report_epoch, epoch + 1)
             (group,) = w_optimizer.param_groups
             decay = 3 * group["weight_decay"]  # DARTS-ADA, and its limit: RobustDARTS' repository
-            adapts = args.adapt_weight_decay and decay <= 0.025
+            adapts = args.adapt_weight_decay and 0 < decay <= 0.025
             if adapts and grows_too_fast([*progress.history, record]):
                 progress.go_back(epoch + 1 - WINDOW)
                 (group,) = w_optimizer.param_groups
@@ -555,11 +558,11 @@ def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
         if args.resume:
             before = run.load_checkpoint()["args"]
             check_same_arguments(vars(args), before)
-        run.save_json("args.json", vars(args))
         run.save_checkpoint({"args": vars(args)})
+        run.save_json("args.json", vars(args))
 
         def folder(name: str) -> dict:
-            begun = any((run / name / file).exists() for file in CHECKPOINTS)
+            begun = any((run / name / file).exists() for file in BEGUN)
             return {"out_dir": str(run / name), "resume": processes.from_first(begun)}
 
         results = []
@@ -569,6 +572,8 @@ def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 found = search(argparse.Namespace(**vars(args) | settings), argv)
                 settings = folder(f"final-{seed}") | {"genotype": found["out_dir"]}
                 results.append((seed, found, train_final.main(final_arguments(args, **settings))))
+                if run.signal is not None:  # between a search and a training
+                    run.stop(run.signal)
         except SystemExit:
             run.log(f"continue the selection with: {run.command}")
             raise
@@ -597,6 +602,7 @@ def final_arguments(
     same = ("dataset", "data_dir", "image_size", "subset", "batch_size", "seed", "device", "amp")
     same += ("channels_last", "checkpoint_minutes", "on_nonfinite")
     values |= {name: getattr(args, name) for name in same if getattr(args, name) is not None}
+    values |= {"in_memory": "always"}  # as the search has them
     flags = ["holdout"] + ["resume"] * resume
     flags += [
         name for name in ("demo", "fast_dev_run", "compile", "deterministic") if getattr(args, name)

@@ -42,7 +42,7 @@ def run(main, flags: list[str], folder: Path) -> dict:
         torch.set_num_threads(1)
         for script in (train_search, train_final):
             script.load_dataset = load_dataset
-        begun = ["--resume"] if (folder / "last.pt").exists() else []
+        begun = ["--resume"] if (folder / "args.json").exists() else []
         main([*flags, "--out-dir", str(folder), *begun])
     return json.loads((folder / "result.json").read_text())
 

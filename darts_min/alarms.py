@@ -16,7 +16,7 @@ KINDS = ("normal", "reduce")
 def signs_of_collapse(model: Supernet, genotype: Genotype) -> dict[str, float]:
     """Return what the alphas and the genotype say, by the names that reports show."""
     disagreements = {"edges on which the rules disagree": rule_disagreements(model)}
-    return count_skips(genotype) | mixture_signs(model) | disagreements
+    return count_skips(genotype) | mixture_signs(model, genotype) | disagreements
 
 
 def count_skips(genotype: Genotype) -> dict[str, int]:
@@ -28,7 +28,7 @@ def count_skips(genotype: Genotype) -> dict[str, int]:
 
 
 @torch.no_grad()
-def mixture_signs(model: Supernet) -> dict[str, float]:
+def mixture_signs(model: Supernet, genotype: Genotype) -> dict[str, float]:
     """Say how decided the mixtures are, for each kind of cell.
 
     The mean weight of `none` on all edges, the mean entropy of the kept edges, and how far the best
@@ -36,7 +36,7 @@ def mixture_signs(model: Supernet) -> dict[str, float]:
     those leads. Weights are shares of their edge's, which do not add up to 1 in FairDARTS and
     PC-DARTS.
     """
-    signs, genotype = {}, model.genotype()
+    signs = {}
     for kind, mix in zip(KINDS, model.mixtures(), strict=True):
         nones = [i for i, name in enumerate(model.primitives) if name == "none"]
         others = [i for i, name in enumerate(model.primitives) if name != "none"]
@@ -62,13 +62,12 @@ def rule_disagreements(model: Supernet) -> int:
 
 
 @torch.no_grad()
-def discretised(model: Supernet) -> Supernet:
+def discretised(model: Supernet, genotype: Genotype) -> Supernet:
     """Return a copy with the same weights, in which the genotype's operations alone are mixed in.
 
     Each with weight 1, as in the network that will be trained; the others are not computed.
     """
-    discrete, genotype = deepcopy(model), model.genotype()
-    mixes = []
+    discrete, mixes = deepcopy(model), []
     for kind, mix in zip(KINDS, model.mixtures(), strict=True):
         cell = getattr(genotype, kind)
         columns = [model.primitives.index(op) for op, _ in cell]

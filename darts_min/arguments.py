@@ -11,6 +11,8 @@ RANGES = {
     "seed": "[0, 9e18]",
     "seeds": "[0, 9e18]",
     "select_epochs": "[1, inf)",
+    "select_channels": "[1, inf)",
+    "select_cells": "[3, inf)",
     "num_workers": "[0, 1000]",
     "checkpoint_minutes": "[0, inf)",
     "alpha_warmup_epochs": "[0, inf)",

@@ -24,6 +24,7 @@ except ImportError:  # Windows: run folders are not locked there
     fcntl = None
 
 CHECKPOINTS = ("last.pt", "previous.pt")
+BEGUN = (*CHECKPOINTS, "args.json")  # one of them is in the folder of a run that may go on
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -80,11 +81,15 @@ class RunFolder:
             self._open(resume)
 
     def _open(self, resume: bool) -> None:
-        if resume and not any((self.path / name).is_file() for name in CHECKPOINTS):
+        if resume and not any((self.path / name).is_file() for name in BEGUN):
             raise ValueError(f"nothing to resume: {self.path / 'last.pt'} does not exist")
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run folder {self.path} is a file")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if (
+            not resume
+            and self.path.is_dir()
+            and any(f.name != ".lock" for f in self.path.iterdir())
+        ):
             raise ValueError(
                 f"run folder {self.path} exists and is not empty; choose another --out-dir, or "
                 "continue it with --resume"
@@ -190,6 +195,10 @@ class RunFolder:
             "the checkpoint (the one before is whole)",
             lambda: write_atomically(last, content, keep_as=previous),
         )
+
+    def has_checkpoint(self) -> bool:
+        found = self.is_first and any((self / name).exists() for name in CHECKPOINTS)
+        return self.processes.from_first(found)
 
     def load_checkpoint(self, names: Sequence[str] = CHECKPOINTS) -> dict[str, Any]:
         """Load the first checkpoint of `names` that is whole; ValueError if there is none.

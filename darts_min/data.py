@@ -79,7 +79,7 @@ def load_dataset(
 
 
 def split_half(data: Images, generator: torch.Generator) -> tuple[Images, Images]:
-    """Split at random 1:1 into the part that trains w and the part that trains alpha (Sec. 3.1)."""
+    """Split at random 1:1 into the part that trains w and the part that trains alpha (A.1.1)."""
     order = torch.randperm(len(data.labels), generator=generator)
     half = len(order) // 2
     return data.take(order[:half]), data.take(order[half:])

@@ -16,8 +16,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there.
 
     "auto" and "cuda" are the GPU of this process where torchrun has started several. A GPU computes
-    float32 convolutions in float32, not in TF32, which is PyTorch's default. On the CPU, memory that
-    is freed stays with the process (`keep_freed_memory`).
+    float32 convolutions in float32, not in TF32, which is PyTorch's default. On the CPU, memory
+    that is freed stays with the process (`keep_freed_memory`).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,7 +84,7 @@ def compile_cells(model: nn.Module) -> Callable[[], AbstractContextManager]:
     Returns a maker of contexts in which the cells run as they were, for evaluation: its batches of
     other sizes would have to be compiled again. Needs a C++ compiler on the CPU, Triton on CUDA.
     """
-    torch._dynamo.config.recompile_limit = 64  # all cells share one forward function
+    torch._dynamo.config.cache_size_limit = 64  # all cells share one forward function
     for cell in model.cells:
         cell.compile(dynamic=False)
     return partial(torch.compiler.set_stance, "force_eager")

@@ -1,4 +1,4 @@
-"""The network built from a genotype, which is trained and evaluated (Sec. 3.3, A.1.2)."""
+"""The network built from a genotype, which is trained and evaluated (Sec. 3.2, A.2.1)."""
 
 import copy
 
@@ -113,7 +113,7 @@ def drop_path(x: Tensor, prob: Tensor) -> Tensor:
 
 
 class AuxiliaryHead(nn.Module):
-    """The auxiliary classifier (A.1.2) on the state at two thirds of the depth.
+    """The auxiliary classifier (A.2.1) on the state at two thirds of the depth.
 
     The original pools 8x8 (CIFAR) or 7x7 (ImageNet) features so that a 2x2 convolution leaves one
     pixel. Here smaller features are enlarged to that, and larger ones averaged in the end.

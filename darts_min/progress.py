@@ -21,8 +21,9 @@ class Progress:
     """Epoch, step, learning rate, sums and records of a run; saves and resumes all its state.
 
     `stateful` names everything with a state dict that the result depends on, one of them
-    "scheduler". `settings` has epochs, checkpoint_minutes, on_nonfinite and whatever else must be
-    the same in a resumed run. Of several processes, all save and stop after the same step.
+    "scheduler", which steps `steps_per_epoch` times an epoch. `settings` has epochs,
+    checkpoint_minutes, on_nonfinite and whatever else must be the same in a resumed run. Of several
+    processes, all save and stop after the same step.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class Progress:
         run: RunFolder,
         settings: dict[str, Any],
         stateful: dict[str, Any],
+        steps_per_epoch: int,
         device: torch.device,
     ):
         self.run, self.settings, self.stateful = run, settings, stateful
+        self.steps_per_epoch = steps_per_epoch
         self.scheduler, self.processes = stateful["scheduler"], run.processes
         self.epoch = self.step = self.first_epoch = 0
         self.lr = self.scheduler.get_last_lr()[0]  # at the start of the epoch
@@ -53,6 +56,7 @@ class Progress:
                 "progress": {
                     "epoch": self.epoch,
                     "step": self.step,
+                    "steps_per_epoch": self.steps_per_epoch,
                     "lr": self.lr,
                     "skipped": self.guard.skipped,
                 },
@@ -70,10 +74,21 @@ class Progress:
             self.run.stop(number)
 
     def resume(self) -> None:
-        """Go to the state of the newest checkpoint; ValueError if it is of another run."""
+        """Go to the state of the newest checkpoint; ValueError if it is of another run.
+
+        A run that was killed before its first one begins again.
+        """
+        if not self.run.has_checkpoint():
+            self.run.log("nothing had been saved: from the start")
+            return
         state = self.run.load_checkpoint()
         check_same_arguments(self.settings, state["args"])
         self._load(state)
+        steps = state["progress"]["steps_per_epoch"]
+        if steps != self.steps_per_epoch:  # another number of processes: the same place by images
+            self.step = self.step * self.steps_per_epoch // steps
+            self.scheduler.last_epoch = self.epoch * self.steps_per_epoch + self.step - 1
+            self.scheduler.step()
         self.first_epoch, self.started = self.epoch, self.started - state["seconds"]
         self.run.log(f"resumed in epoch {self.epoch + 1}, after step {self.step}")
         before, now = state["args"]["epochs"], self.settings["epochs"]
@@ -105,12 +120,13 @@ class Progress:
             yield self.epoch
 
     def training(
-        self, batches: Iterable, length: int, evaluation: float, bar: Callable[..., Iterable]
+        self, batches: Iterable, evaluation: float, bar: Callable[..., Iterable]
     ) -> Iterator:
-        """Pass on what is left of an epoch's `length` batches; between two, save when it is due.
+        """Pass on what is left of an epoch's batches; between two, save when it is due.
 
         `evaluation` is the work that the evaluation takes, in training steps; `bar` is tqdm.
         """
+        length = self.steps_per_epoch
         left = length - self.step
         batches = itertools.islice(batches, left)
         if self.epoch == self.first_epoch:

@@ -29,7 +29,7 @@ def take_best_path(
 
     def score(path: list[torch.Tensor], on_all: bool) -> float:
         take(path)
-        return accuracy(discretised(model), on_all)
+        return accuracy(discretised(model, model.genotype()), on_all)
 
     paths.sort(key=lambda path: -score(path, on_all=False))
     take(max(paths[: max(1, candidates // 10)], key=lambda path: score(path, on_all=True)))

@@ -93,8 +93,10 @@ def test_signs_of_mixtures_that_do_not_add_up_to_one_are_those_of_the_shares():
     plain, scaled = make(), make()
     mixes = scaled.mixtures()
     scaled.mixtures = lambda: [0.25 * mix for mix in mixes]
-    for name, sign in alarms.mixture_signs(plain).items():
-        assert alarms.mixture_signs(scaled)[name] == pytest.approx(sign, rel=1e-6)
+    for name, sign in alarms.mixture_signs(plain, plain.genotype()).items():
+        assert alarms.mixture_signs(scaled, scaled.genotype())[name] == pytest.approx(
+            sign, rel=1e-6
+        )
 
 
 def test_the_rules_disagree_where_none_is_strong():
@@ -113,7 +115,7 @@ def test_the_rules_disagree_where_none_is_strong():
 def test_the_discretised_supernet_mixes_one_operation_with_weight_one():
     model = make(num_nodes=3).eval()
     x = torch.randn(4, 3, 8, 8)
-    discrete = alarms.discretised(model)
+    discrete = alarms.discretised(model, model.genotype())
     logits = discrete(x)
     genotype = model.genotype()
     # Softmax of these is exactly 0 and 1; an edge that is not kept has `none`.

@@ -3,6 +3,7 @@
 A user's mistake must give one line on stderr, exit code 2, and leave existing files alone.
 """
 
+import itertools
 import json
 import os
 import runpy
@@ -28,7 +29,9 @@ from darts_min.finite import FiniteGuard
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
+from darts_min.progress import Progress
 from darts_min.relaxations import Softmax
+from darts_min.schedules import learning_rate_factor
 from darts_min.spaces import parse_space
 
 ROOT = Path(train_search.__file__).parent
@@ -198,6 +201,46 @@ def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
             assert torch.equal(tensor, states[1][model][name])
     genotypes = [(tmp_path / name / "genotype.json").read_bytes() for name in ("whole", "parts")]
     assert genotypes[0] == genotypes[1]
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, capsys):
+    main, arguments = SCRIPTS["final"]
+    arguments = [*arguments, "--out-dir", f"{tmp_path}/run"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    first = main(arguments)
+    for name in ("last.pt", "previous.pt", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    again = main([*arguments, "--resume"])
+    assert "nothing had been saved: from the start" in capsys.readouterr().out
+    assert again["test_accuracy"] == first["test_accuracy"]
+
+
+def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(tmp_path):
+    settings = {"epochs": 4, "checkpoint_minutes": 10, "on_nonfinite": "stop"}
+
+    def make(steps, resume):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+        factor = learning_rate_factor("one-cycle", 4, steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        run = RunFolder(tmp_path / "run", resume)
+        stateful = {"optimizer": optimizer, "scheduler": scheduler}
+        return Progress(run, settings, stateful, steps, torch.device("cpu")), scheduler, factor
+
+    progress, scheduler, _ = make(10, resume=False)
+    for _ in range(25):
+        progress.stateful["optimizer"].step()
+        scheduler.step()
+    progress.epoch, progress.step = 2, 5
+    progress.save()
+    progress.run.lock.close()
+    progress, scheduler, factor = make(4, resume=True)  # as if by 2.5 times the processes
+    progress.resume()
+    assert (progress.epoch, progress.step) == (2, 2)
+    assert scheduler.get_last_lr() == [factor(10)]
+    left = progress.training(itertools.count(), 0, lambda batches, **_: batches)
+    assert len(list(left)) == 2
 
 
 def test_other_arguments_are_refused_by_name(runs):
@@ -703,6 +746,18 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--subset", "0"], "--subset 0"),
     ("train_search", [*SEARCH, "--subset", "99999"], "subset 99999"),
     ("train_search", [*SEARCH, "--w-lr", "-1"], "-1"),
+    (
+        "train_search",
+        [*SEARCH, "--w-lr", "5e-4"],
+        "--w-lr-min 0.001: must be at most --w-lr, 0.0005",
+    ),
+    ("train_search", [*SEARCH, "--seeds", "0", "--select-cells", "2"], "--select-cells 2: must be"),
+    ("train_search", [*SEARCH, "--seeds", "0", "--space", "S9"], "S9"),
+    (
+        "train_search",
+        [*SEARCH, "--space", "skip_connect", "--max-skips", "0"],
+        "skip",
+    ),
     ("train_search", [*SEARCH, "--order", "3"], "3"),
     ("train_search", [*SEARCH, "--w-lr", "nan"], "--w-lr nan: must be in [0, inf)"),
     ("train_search", [*SEARCH, "--alpha-lr", "inf"], "--alpha-lr inf: must be in [0, inf)"),

@@ -66,7 +66,7 @@ def test_every_space_searches_and_trains(name):
     model(x).sum().backward()
     genotype = model.genotype()
     assert {op for op, _ in genotype.normal + genotype.reduce} <= set(SPACES[name].primitives)
-    assert discretised(model).eval()(x).shape == (4, 3)
+    assert discretised(model, model.genotype()).eval()(x).shape == (4, 3)
     network = Network(genotype, 3, 4, 3, auxiliary=False)
     network(x).sum().backward()
 

@@ -109,6 +109,10 @@ def test_adapted_weight_decay_is_a_run_with_that_decay_from_the_epoch_gone_back_
     assert child.wait() == 0
     assert "back to the end of epoch 5, with weight decay 0.0009" in child.printed()
     assert_same_result(tmp_path / "adapts", tmp_path / "plain")
+    # Three times nothing is no way on.
+    none = [*adapts, "--w-weight-decay", "0"]
+    child = run("search", tmp_path / "none", *none, fault=partial(eigenvalues, *grows))
+    assert child.wait() == 0 and "back to" not in child.printed()
 
     killed = tmp_path / "killed"
     dies = partial(eigenvalues, *grows, dies_at=1)

@@ -51,7 +51,8 @@ def train(tmp_path, monkeypatch):
 
         def keep(run, state, *more):
             model, optimizer = KEYS[case]
-            weights = {k: v for k, v in state[model].items() if k.endswith(("weight", "bias"))}
+            names = ("weight", "bias", "running_mean", "running_var")
+            weights = {k: v for k, v in state[model].items() if k.endswith(names)}
             states.append(exact([weights, state[optimizer]["state"]]))
             save(run, state, *more)
 
