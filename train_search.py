@@ -399,7 +399,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         "alpha_scaler": alpha_scaler,
     }
 
-    genotype = model.genotype(max_skips=args.max_skips)
+    model.genotype(max_skips=args.max_skips)  # a ValueError where nothing else is left to choose
     default = "runs/demo-search" if args.demo else "runs/search"
     with open_run("train_search.py", argv, default, vars(args), processes, tqdm.write) as run:
         progress = Progress(run, vars(args), stateful, steps_per_epoch, device)
@@ -415,6 +415,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         )
         arguments = table(vars(args))
         run.report(lambda writer: writer.add_text("arguments", arguments), progress.epoch + 1)
+        genotype = model.genotype(max_skips=args.max_skips)
         part = limit or math.ceil(1000 / args.batch_size)  # batches, to rank random cells on
 
         def evaluate_on(number, network):
