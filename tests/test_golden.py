@@ -1,4 +1,4 @@
-"""Oracle: figures that the public codes themselves computed in float64 (golden/README.md)."""
+"""Oracle: figures that the public codes themselves computed in float64."""
 
 import json
 from pathlib import Path

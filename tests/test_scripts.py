@@ -3,6 +3,7 @@
 A user's mistake must give one line on stderr, exit code 2, and leave existing files alone.
 """
 
+import argparse
 import itertools
 import json
 import os
@@ -414,6 +415,13 @@ def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="select_epochs .was 1, now 2."):
         again = [*arguments, f"{tmp_path}/whole", "--resume", "--select-epochs", "2"]
         train_search.main(again)
+
+
+def test_help_shows_the_defaults_of_the_chosen_recipe(capsys):
+    with pytest.raises(SystemExit):
+        train_search.main(["--relaxation", "partial", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "epochs that train w alone (default: 15)" in text
 
 
 def test_a_relaxation_s_defaults_are_those_of_its_paper():
@@ -887,7 +895,13 @@ def test_a_mistake_gives_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("script", ["train_search", "train_final", "eval_pretrained"])
-def test_help_explains_every_flag(capsys, script):
+def test_help_explains_every_flag(capsys, monkeypatch, script):
+    def spy(parser, *more):
+        assert all(action.help for action in parser._actions)
+        return parse_args(parser, *more)
+
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", spy)
     with pytest.raises(SystemExit) as stopped:
         {
             "train_search": train_search,
