@@ -162,14 +162,9 @@ SCRIPTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param("search order 2", marks=pytest.mark.slow),
-        pytest.param("search gumbel", marks=pytest.mark.slow),
-        "search random",
-        pytest.param("final one-cycle", marks=pytest.mark.slow),
-    ],
+    "script", ["search order 2", "search gumbel", "search random", "final one-cycle"]
 )
 def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
     tmp_path, monkeypatch, script

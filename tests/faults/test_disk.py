@@ -147,6 +147,7 @@ def test_a_run_outlives_a_file_system_that_is_full_for_a_while(run, whole, small
     fail_and_recover(run, whole, FullFileSystem(3, 9, small_disk / "run"), errno.ENOSPC)
 
 
+@pytest.mark.slow
 def test_on_a_disk_that_stays_full_the_run_ends_with_an_error_and_a_whole_checkpoint(
     run, whole, tmp_path
 ):
