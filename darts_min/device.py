@@ -39,8 +39,8 @@ def choose_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Let glibc keep the memory that tensors leave for the next ones; elsewhere, do nothing.
 
-    By default large blocks go back to the system, and the next ones' pages must be mapped again: a
-    fifth of the time of a bf16 training step (batch 128, 16 channels, 8 cells, 2 cores).
+    By default large blocks go back to the system, and the next ones' pages must be mapped again: up
+    to a fifth of the time of a bf16 training step (batch 128, 16 channels, 8 cells, 2 cores).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
@@ -84,7 +84,7 @@ def compile_cells(model: nn.Module) -> Callable[[], AbstractContextManager]:
     Returns a maker of contexts in which the cells run as they were, for evaluation: its batches of
     other sizes would have to be compiled again. Needs a C++ compiler on the CPU, Triton on CUDA.
     """
-    torch._dynamo.config.cache_size_limit = 64  # all cells share one forward function
+    torch._dynamo.config.cache_size_limit = 64  # one forward for all; 2.6 has this name only
     for cell in model.cells:
         cell.compile(dynamic=False)
     return partial(torch.compiler.set_stance, "force_eager")

@@ -756,11 +756,7 @@ MISTAKES = [
     ),
     ("train_search", [*SEARCH, "--seeds", "0", "--select-cells", "2"], "--select-cells 2: must be"),
     ("train_search", [*SEARCH, "--seeds", "0", "--space", "S9"], "S9"),
-    (
-        "train_search",
-        [*SEARCH, "--space", "skip_connect", "--max-skips", "0"],
-        "skip",
-    ),
+    ("train_search", [*SEARCH, "--space", "skip_connect", "--max-skips", "0"], "max_skips 0"),
     ("train_search", [*SEARCH, "--order", "3"], "3"),
     ("train_search", [*SEARCH, "--w-lr", "nan"], "--w-lr nan: must be in [0, inf)"),
     ("train_search", [*SEARCH, "--alpha-lr", "inf"], "--alpha-lr inf: must be in [0, inf)"),
