@@ -46,7 +46,7 @@ from darts_min.device import (
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.folder import ImageFiles
-from darts_min.genotypes import format_genotype, parse_genotype
+from darts_min.genotypes import format_genotype, has_loose_ends, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.progress import Progress
@@ -192,6 +192,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise ValueError("--freeze-features needs --init-from: random features would be useless")
     if args.freeze_features and (args.auxiliary_weight or args.drop_path_prob):
         raise ValueError("--freeze-features: --auxiliary-weight and --drop-path-prob must be 0")
+    if args.auxiliary_weight and args.batch_size == args.grad_accum:
+        raise ValueError(
+            f"--batch-size {args.batch_size} --grad-accum {args.grad_accum}: the BN of the "
+            "auxiliary head needs two images at a time; --auxiliary-weight 0 leaves the head out"
+        )
     if args.fast_dev_run:
         args.epochs = 1
     if args.w_schedule == "cosine" and args.w_lr_min > args.w_lr:
@@ -344,7 +349,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.sync_bn:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     processes.equalise(network.state_dict().values())
-    model = processes.wrap(network)
+    model = processes.wrap(network, has_loose_ends(genotype))
     uncompiled = compile_cells(network) if args.compile else nullcontext
     trained = [p for p in network.parameters() if p.requires_grad]
     if args.w_optimizer == "sgd":

@@ -182,6 +182,20 @@ def check_genotype(genotype: Genotype) -> Genotype:
     return genotype
 
 
+def has_loose_ends(genotype: Genotype) -> bool:
+    """Whether a state of a cell does not reach its output, so that weights get no gradient."""
+    for kind in ("normal", "reduce"):
+        cell, reached = getattr(genotype, kind), set(getattr(genotype, f"{kind}_concat"))
+        num_states = 2 + len(cell) // 2
+        for node in reversed(range(2, num_states)):
+            if node in reached:
+                edges = cell[2 * (node - 2) : 2 * (node - 1)]
+                reached |= {predecessor for op, predecessor in edges if op != "noise"}
+        if len(reached) < num_states:
+            return True
+    return False
+
+
 def check_sizes(num_classes: int, init_channels: int, num_cells: int, in_channels: int) -> None:
     """Raise a ValueError that names the first size that no network can have."""
     for name, value, least in (

@@ -87,12 +87,17 @@ class Processes:
         """Return a context whose backward passes leave that to the first one after it."""
         return model.no_sync() if self.number > 1 else nullcontext()
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Return a module that averages the gradients of `network` over the processes."""
+    def wrap(self, network: nn.Module, some_unused: bool = False) -> nn.Module:
+        """Return a module that averages the gradients of `network` over the processes.
+
+        `some_unused`: whether some of its weights get none.
+        """
         if self.number == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, find_unused_parameters=some_unused
+        )
 
 
 def leave() -> None:

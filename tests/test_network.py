@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import darts_min.network
 from darts_min.cost import count_multiply_adds, count_parameters
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, has_loose_ends
 from darts_min.network import Network, drop_path, fold_batch_norm
 from darts_min.weights import load_network, save_network
 
@@ -278,6 +278,29 @@ def test_identities_are_passed_on_although_all_else_is_dropped():
     state = plain_norm(F.conv2d(x, cell.preprocess1.conv.weight), cell.preprocess1.bn, True)
     close(cell(x, x, 1 - 1e-9), state)
     assert not network.cells[1](images(8, channels=12), images(8, channels=4), 1 - 1e-9).any()
+
+
+def test_loose_ends_are_where_weights_get_no_gradient():
+    rng, found = random.Random(0), []
+    for _ in range(40):
+        cells = [
+            tuple(
+                (rng.choice(["sep_conv_3x3", "sep_conv_3x3", "noise"][: 1 + 2 * i]), predecessor)
+                for node in (2, 3, 4)
+                for i, predecessor in enumerate(rng.sample(range(node), 2))
+            )
+            for _ in "nr"
+        ]
+        size = rng.choice([2, 3])
+        concats = [sorted(rng.sample([2, 3, 4], size)) for _ in "nr"]
+        genotype = Genotype(cells[0], concats[0], cells[1], concats[1])
+        network = make(genotype, auxiliary=False, init_channels=1, num_cells=3)
+        loss = network(torch.randn(2, 3, 8, 8).double()).sum()
+        grads = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        found.append(any(grad is None for grad in grads))
+        assert has_loose_ends(genotype) == found[-1]
+    assert 5 < sum(found) < 35
+    assert not has_loose_ends(V1) and not has_loose_ends(V2)
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])

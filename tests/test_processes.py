@@ -22,7 +22,7 @@ from darts_min.architect import architecture_gradient
 from darts_min.data import Loader, channel_statistics, synthetic_dataset
 from darts_min.evaluation import evaluate
 from darts_min.finite import FiniteGuard
-from darts_min.genotypes import PUBLISHED
+from darts_min.genotypes import PUBLISHED, Genotype, has_loose_ends
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.supernet import Supernet
@@ -134,6 +134,25 @@ def test_a_wrapped_networks_gradients_are_the_mean_of_the_parts(tmp_path):
     for first, second, a, b in zip(*results, *parts, strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, (a + b) / 2, rtol=1e-5, atol=1e-7)
+
+
+def steps_of_loose_ends(rank, folder):
+    torch.manual_seed(0)
+    cell = tuple(("sep_conv_3x3", j) for j in (0, 1, 0, 1))  # the first node goes nowhere
+    network = Network(Genotype(cell, [3], cell, [3]), 10, 2, 3, auxiliary=False)
+    model = Processes(CPU).wrap(network, has_loose_ends(network.genotype))
+    x, target = part(rank)
+    for _ in range(2):  # DDP fails in the second
+        network.zero_grad()
+        F.cross_entropy(model(x), target).backward()
+    return [p.grad for p in network.parameters()]
+
+
+def test_a_cell_with_loose_ends_is_trained_by_two_processes(tmp_path):
+    first, second = run_two(steps_of_loose_ends, tmp_path)
+    assert any(a is None for a in first) and not all(a is None for a in first)
+    for a, b in zip(first, second, strict=True):
+        assert a is b is None or torch.equal(a, b)
 
 
 def accumulated_gradients(rank, folder):

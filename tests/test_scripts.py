@@ -723,7 +723,7 @@ def bad_folders(tmp_path):
 
 UNKNOWN_OP = "Genotype(normal=[('conv_9x9', 0), ('skip_connect', 1)], normal_concat=[2], "
 UNKNOWN_OP += "reduce=[('skip_connect', 0), ('skip_connect', 1)], reduce_concat=[2])"
-FOLDER = ["--dataset", "folder", "--batch-size", "1", "--data-dir"]
+FOLDER = ["--dataset", "folder", "--batch-size", "2", "--data-dir"]
 WEIGHTS = ["--weights", str(ROOT / "tests/golden/quark0_c4_l4_final.pt")]
 V2 = ["--genotype", "DARTS_V2"]
 INIT = ["--dataset", "synthetic", "--init-from", WEIGHTS[1]]
@@ -845,6 +845,7 @@ MISTAKES = [
     ("train_final", ["--init-from", "no_such", *DATA], "network no_such: neither a file"),
     ("train_final", [*FINAL, *V2, "--freeze-features"], "--freeze-features needs --init-from"),
     ("train_final", [*INIT, "--freeze-features", "--auxiliary-weight", "0.4"], "must be 0"),
+    ("train_final", [*FINAL, *V2, "--batch-size", "1"], "--batch-size 1 --grad-accum 1: the BN"),
     ("train_final", [*FINAL, *V2, "--num-workers", "-1"], "--num-workers -1"),
     ("train_final", [*FINAL, *V2, "--image-size", "0"], "--image-size 0"),
     ("train_final", [*FINAL, *V2, "--auxiliary-weight", "-1"], "--auxiliary-weight -1"),
