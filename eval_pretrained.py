@@ -86,7 +86,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--in-memory", choices=IN_MEMORY, default="auto", help="folder's images")
     data.add_argument("--num-workers", type=int, default=4, help="read images not in memory")
     data.add_argument("--subset", type=int, help="use this many test images, class-balanced")
-    data.add_argument("--batch-size", type=int, default=256, help="images; per process")
+    data.add_argument("--batch-size", type=int, default=256, help="images")
     net = parser.add_argument_group("network")
     net.add_argument("--weights", default=SHIPPED, help="a name, a network file of any form, a run")
     net.add_argument("--genotype", help="of a state dict, where it is not recognised")

@@ -155,7 +155,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     net.add_argument("--freeze-features", action="store_true", help="train the classifier alone")
     net.add_argument("--init-channels", type=int, default=36, help="of the first cells")
     net.add_argument("--num-cells", type=int, default=20, help="two of them reductions")
-    net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="imagenet: 1/4")
+    net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="imagenet: cells at 1/8")
     net.add_argument("--auxiliary-weight", type=float, default=0.4, help="of its loss; 0: no head")
     net.add_argument("--drop-path-prob", type=float, default=0.2, help="at the end; grows linearly")
     net.add_argument("--max-params", type=float, help="refuse more, in millions")

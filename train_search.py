@@ -1,4 +1,4 @@
-"""Search a cell with DARTS (arXiv 1806.09055, Sec. 2 and 3.1).
+"""Search for a cell with DARTS (arXiv 1806.09055, Sec. 2 and 3.1).
 
     python train_search.py --demo                      # offline, 2 CPU cores: under 2 minutes
     python train_search.py --dataset cifar10           # the paper's search, first order
@@ -110,7 +110,7 @@ ALPHAS = ("alphas_", "betas_")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Search a cell with DARTS.",
+        description="Search for a cell with DARTS.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
@@ -175,7 +175,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: off, less memory")
     signs.add_argument("--early-stop", action="store_true", help="by the eigenvalue (RobustDARTS)")
     signs.add_argument("--adapt-weight-decay", action="store_true", help="go back, triple w's")
-    signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS, DARTS+: 2)")
+    signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS: 2)")
     select = parser.add_argument_group("selection among several searches (Sec. 3.2)")
     select.add_argument("--seeds", type=int, nargs="+", help="search once with each of these")
     select.add_argument("--select-epochs", type=int, default=100, help="to train each cell found")

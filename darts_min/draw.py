@@ -1,4 +1,4 @@
-"""Pictures of a cell and of the weights it is chosen from. Needs only Pillow.
+"""Pictures of a cell and of the weights it is chosen from. With Pillow alone.
 
 A cell is drawn like a subway map, from left to right. A state has a row of its own, and a column by
 its depth. An edge leaves along its source's row, changes rows on a lane of its own in the gap left

@@ -1,8 +1,8 @@
 """Relaxations: how the raw alphas of a cell become the mixture weights of its edges.
 
 Each has `draw`, for a step of training, `mean`, for evaluation, reports and discretisation, both
-from alphas (edges, ops) to weights of the same shape; and `penalty`, which the validation loss gets
-added. `is_sparse`: most weights that are drawn are 0.
+from alphas (edges, ops) to weights of the same shape; and `penalty`, which is added to the
+validation loss. `is_sparse`: most weights that are drawn are 0.
 """
 
 import torch

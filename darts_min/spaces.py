@@ -1,4 +1,4 @@
-"""Search spaces: the operations that each edge chooses from. Needs no torch."""
+"""Search spaces: the operations that each edge chooses from. Itself without torch."""
 
 from typing import NamedTuple
 
