@@ -155,7 +155,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     net.add_argument("--freeze-features", action="store_true", help="train the classifier alone")
     net.add_argument("--init-channels", type=int, default=36, help="of the first cells")
     net.add_argument("--num-cells", type=int, default=20, help="two of them reductions")
-    net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="imagenet: cells at 1/8")
+    net.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="imagenet: 1/8")
     net.add_argument("--auxiliary-weight", type=float, default=0.4, help="of its loss; 0: no head")
     net.add_argument("--drop-path-prob", type=float, default=0.2, help="at the end; grows linearly")
     net.add_argument("--max-params", type=float, help="refuse more, in millions")
@@ -280,6 +280,7 @@ def main(argv: list[str] | None = None) -> dict:
         genotype, base_details = base.genotype, base.details
         for name in SIZES:
             setattr(args, name, base.config[name])
+    args.genotype = format_genotype(genotype, "quark0")  # what was read, for --resume
 
     image_size = args.image_size or base_details.get("image_size")
     with processes.first_alone():
@@ -420,6 +421,7 @@ def main(argv: list[str] | None = None) -> dict:
             # A batch of test images costs a forward pass, about a third of a step.
             batches = progress.training(batches, len(test_loader) / 3, tqdm)
             train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
+            progress.guard.check_scale(scaler)
             processes.equalise(network.buffers())  # the running statistics
             batches = progress.evaluation(itertools.islice(test_loader, limit))
             with uncompiled():
@@ -443,7 +445,8 @@ def main(argv: list[str] | None = None) -> dict:
                 f"train: loss {record['train_loss']:.3f}, "
                 f"accuracy {100 * record['train_accuracy']:.2f} %  "
                 f"{tested_on}: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
-                f"{record['seconds']:.0f} s" + (f"  {skipped} batches skipped" if skipped else "")
+                f"{record['seconds']:.0f} s"
+                + (f"  {skipped} batches skipped so far" if skipped else "")
             )
             run.report(partial(report_epoch, record=record), epoch + 1)
             save_result(record)

@@ -215,8 +215,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             f"--alpha-warmup-epochs {args.alpha_warmup_epochs}: must be less than --epochs, "
             f"{args.epochs}"
         )
-    if args.fast_dev_run:
-        args.epochs = 1
+    if args.fast_dev_run:  # everything that a run does, in its only epoch
+        args.epochs, args.alpha_warmup_epochs = 1, 0
+        args.hessian_every = min(args.hessian_every, 1)
     return args
 
 
@@ -420,6 +421,11 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         run.report(lambda writer: writer.add_text("arguments", arguments), progress.epoch + 1)
         genotype = model.genotype(max_skips=args.max_skips)
         part = limit or math.ceil(1000 / args.batch_size)  # batches, to rank random cells on
+        evaluation = steps_per_epoch / 6  # a forward pass is a third of a training pass, of two
+        if args.method == "random":  # a step has one
+            num_batches = min(limit or math.inf, len(eval_loader))
+            on_all = max(1, args.candidates // 10) + 1
+            evaluation = (args.candidates * part + on_all * num_batches) / 3
 
         def evaluate_on(number, network):
             batches = progress.evaluation(itertools.islice(eval_loader, number))
@@ -437,8 +443,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 alpha_loader.epoch(epoch, progress.step),
                 strict=False,
             )
-            # Evaluation is a forward pass, about a third of a training pass; a step has two.
-            batches = progress.training(batches, steps_per_epoch / 6, tqdm)
+            again = epoch == args.alpha_warmup_epochs  # from here on, a step takes longer
+            batches = progress.training(batches, evaluation, tqdm, again)
             train_epoch(
                 model,
                 batches,
@@ -451,6 +457,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 search=args.method == "darts" and epoch >= args.alpha_warmup_epochs,
                 args=args,
             )
+            for scaler in (w_scaler, alpha_scaler):
+                progress.guard.check_scale(scaler)
             with uncompiled():
                 if args.method == "random":
                     take_best_path(
@@ -459,9 +467,10 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                         generator_of(args.seed, 2, epoch),
                         lambda path, on_all: evaluate_on(limit if on_all else part, path).accuracy,
                     )
-                val = evaluate_on(limit, model)
                 previous, genotype = genotype, model.genotype(max_skips=args.max_skips)
-                discrete = evaluate_on(limit, discretised(model, genotype))
+                val = discrete = evaluate_on(limit, discretised(model, genotype))
+                if args.method == "darts":  # a random search's alphas are one cell already
+                    val = evaluate_on(limit, model)
                 eigenvalue = None
                 if args.hessian_every and (epoch + 1) % args.hessian_every == 0:
                     batch = [t.chunk(args.grad_accum)[0] for t in next(iter(eval_loader))]
@@ -497,7 +506,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 f"skips {signs['skips in the cell/normal']} + {signs['skips in the cell/reduce']}, "
                 f"discretised {100 * discrete.accuracy:.2f} %"
                 + ("" if eigenvalue is None else f", eigenvalue {eigenvalue:.3g}")
-                + (f"  {skipped} batches skipped" if skipped else "")
+                + (f"  {skipped} batches skipped so far" if skipped else "")
             )
             pictures = {}
             for kind, mix in zip(("normal", "reduce"), model.mixtures(), strict=True):
@@ -557,11 +566,17 @@ def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
 
     Each search and each training has a run folder of its own in that of the selection.
     """
+    train_final.parse_args(final_arguments(args, "", False, "DARTS_V2"))  # refuse before, not after
     processes = Processes(choose_device(args.device))
     with open_run("train_search.py", argv, "runs/select", vars(args), processes, tqdm.write) as run:
         if args.resume:
             before = run.load_checkpoint()["args"]
             check_same_arguments(vars(args), before)
+            if args.epochs != before["epochs"]:
+                raise ValueError(
+                    f"--epochs {args.epochs}: the cells of this selection are of searches of "
+                    f"{before['epochs']}"
+                )
         run.save_checkpoint({"args": vars(args)})
         run.save_json("args.json", vars(args))
 
@@ -603,8 +618,8 @@ def final_arguments(
         "init_channels": args.select_channels,
         "num_cells": args.select_cells,
     }
-    same = ("dataset", "data_dir", "image_size", "subset", "batch_size", "seed", "device", "amp")
-    same += ("channels_last", "checkpoint_minutes", "on_nonfinite")
+    same = ("dataset", "data_dir", "image_size", "subset", "batch_size", "grad_accum", "seed")
+    same += ("device", "amp", "channels_last", "checkpoint_minutes", "on_nonfinite")
     values |= {name: getattr(args, name) for name in same if getattr(args, name) is not None}
     values |= {"in_memory": "always"}  # as the search has them
     flags = ["holdout"] + ["resume"] * resume

@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device {name!r}: must be cpu or cuda, with or without an index")
         torch.empty(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device if device.index is not None else 0)

@@ -19,6 +19,14 @@ class FiniteGuard:
         self.skip, self.skipped, self.in_a_row = skip, 0, Counter()
         self.place = place
 
+    def check_scale(self, scaler: torch.amp.GradScaler) -> None:
+        """Raise FloatingPointError if `scaler` has found no scale without overflow (fp16)."""
+        if scaler.is_enabled() and scaler.get_scale() < 2**-10:
+            raise FloatingPointError(
+                f"{self.place()}: gradients overflow in fp16 at any scale, down to "
+                f"{scaler.get_scale():g}; --amp bf16 or off has more range"
+            )
+
     def rejects(
         self, of: str, total: Tensor, gradients: Iterable[tuple[str, Tensor | None]]
     ) -> bool:

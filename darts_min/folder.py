@@ -128,14 +128,16 @@ def middle(image: Image.Image, image_size: int) -> Image.Image:
 def fits_in_memory(num_images: int, image_size: int, device: torch.device) -> bool:
     """Return whether so many square RGB images may be held on `device` as one uint8 tensor.
 
-    They may take a quarter of the memory that the machine has, and of the GPU's: loading takes
-    twice their size for a moment, and the network needs room. It is not what happens to be free,
-    so that a run that is resumed decides alike. Where a system does not tell, 8 GiB are assumed.
+    They may take a quarter of this process's share of the machine's memory, and of the GPU's:
+    loading takes twice their size for a moment, and the network needs room. It is not what happens
+    to be free, so that a run that is resumed decides alike. Where a system does not tell, 8 GiB are
+    assumed.
     """
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         memory = 8 * 2**30
+    memory //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's, on this machine
     if device.type == "cuda":
         memory = min(memory, torch.cuda.get_device_properties(device).total_memory)
     return num_images * image_size**2 * 3 <= memory // 4

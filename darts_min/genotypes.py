@@ -1,4 +1,4 @@
-"""Genotypes: the discrete cells of DARTS, how they are chosen, written and read. Itself without torch.
+"""Genotypes: the discrete cells of DARTS, how they are chosen, written and read. Without torch.
 
 A cell (Sec. 2.1) has two input states, 0 and 1, and intermediate nodes that become the states
 2, 3, ... A discrete node adds up two operations, each on an earlier state; the cell's output

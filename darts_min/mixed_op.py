@@ -97,7 +97,7 @@ class MixedOp(nn.Module):
             call = op
             if len(edges) < self.fan:
                 call = on_edges(op, self.fan, edges)
-                scale_of_edges = scale_of_edges.unflatten(0, (self.fan, -1))[list(edges)].flatten()
+                scale_of_edges = take(scale_of_edges.unflatten(0, (self.fan, -1)), edges).flatten()
             kind = name in dilated and dilation == 1, len(edges)
             if isinstance(op, SepConv | DilConv) and kind not in copies:
                 copies[kind] = torch.cat([relu_phases if kind[0] else relu] * kind[1], dim=1)
@@ -126,22 +126,30 @@ class MixedOp(nn.Module):
             else:
                 outputs.append(x)
         edges = sorted({edge for name in names for edge in edges_of[name]})
-        n, c, h, w = outputs[0].shape
-        y = torch.cat(outputs).permute(0, 2, 3, 1).reshape(len(outputs), n * h * w * c)
+        y = torch.cat(outputs)
+        channels_last = y.is_contiguous(memory_format=torch.channels_last)
+        y = y.permute(0, 2, 3, 1) if channels_last else y  # as it lies in memory
         weights = mix.index_select(1, self.shared_columns)
         if len(edges) < self.fan or len(names) < len(self.shared):
-            weights = weights[edges][:, [self.shared.index(name) for name in names]]
-        mixed = (weights @ y).view(len(edges) * n, h, w, c).permute(0, 3, 1, 2)
-        yield edges, mixed.chunk(len(edges))
+            columns = [self.shared.index(name) for name in names]
+            weights = take(take(weights, edges), columns, dim=1)
+        mixed = (weights @ y.reshape(len(outputs), -1)).view(len(edges) * x.size(0), *y.shape[1:])
+        yield edges, (mixed.permute(0, 3, 1, 2) if channels_last else mixed).chunk(len(edges))
 
 
 def on_edges(op: nn.Module, fan: int, edges: Sequence[int]) -> Callable[..., Tensor]:
     """Return `op`, which serves `fan` edges, as it is on some of them."""
     parameters = {
-        name: parameter.unflatten(0, (fan, -1))[list(edges)].flatten(0, 1)
+        name: take(parameter.unflatten(0, (fan, -1)), edges).flatten(0, 1)
         for name, parameter in op.named_parameters()
     }
     return lambda *inputs: functional_call(op, parameters, inputs)
+
+
+def take(x: Tensor, indices: Sequence[int], dim: int = 0) -> Tensor:
+    """Return `x` at `indices`; indexing with a list would make CUDA wait for each one's copy."""
+    parts = [x.narrow(dim, i, 1) for i in indices]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def total(tensors: Sequence[Tensor]) -> Tensor:

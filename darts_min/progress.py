@@ -94,6 +94,7 @@ class Progress:
         before, now = state["args"]["epochs"], self.settings["epochs"]
         if now != before:
             self.run.log(change_epochs(self.scheduler, before, now, state["progress"]))
+            (self.lr,) = self.scheduler.get_last_lr()
 
     def go_back(self, epoch: int) -> None:
         """Go to the state at the end of `epoch` (from 1), which `finish_epoch` must have kept."""
@@ -120,16 +121,21 @@ class Progress:
             yield self.epoch
 
     def training(
-        self, batches: Iterable, evaluation: float, bar: Callable[..., Iterable]
+        self,
+        batches: Iterable,
+        evaluation: float,
+        bar: Callable[..., Iterable],
+        again: bool = False,
     ) -> Iterator:
         """Pass on what is left of an epoch's batches; between two, save when it is due.
 
         `evaluation` is the work that the evaluation takes, in training steps; `bar` is tqdm.
+        The first epoch tells the time that the run will take; `again`: this one, too.
         """
         length = self.steps_per_epoch
         left = length - self.step
         batches = itertools.islice(batches, left)
-        if self.epoch == self.first_epoch:
+        if again or self.epoch == self.first_epoch:
             steps = (self.settings["epochs"] - self.epoch) * (length + evaluation)
             batches = forecast(batches, steps, self.run.log, left)
         hidden = None if self.processes.rank == 0 else True

@@ -12,7 +12,7 @@ from darts_min.processes import Processes
 
 # Arguments that a resumed run may change: they do not change its result, or are meant to.
 FREE = {"out_dir", "resume", "device", "data_dir", "num_workers", "epochs"}
-FREE |= {"checkpoint_minutes", "checkpoint_cells", "max_params", "max_madds"}
+FREE |= {"checkpoint_minutes", "checkpoint_cells", "hessian_every", "max_params", "max_madds"}
 
 
 def open_run(

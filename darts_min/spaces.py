@@ -1,4 +1,4 @@
-"""Search spaces: the operations that each edge chooses from. Itself without torch."""
+"""Search spaces: the operations that each edge chooses from. Without torch."""
 
 from typing import NamedTuple
 

@@ -322,6 +322,8 @@ def test_a_quarter_of_the_memory_may_be_filled(monkeypatch, memory):
     most = memory // 4 // (3 * 224**2)
     assert fits_in_memory(most, 224, CPU) and not fits_in_memory(most + 1, 224, CPU)
     assert fits_in_memory(memory // 4 // (3 * 32**2), 32, CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # of torchrun: four processes share it
+    assert fits_in_memory(most // 4, 224, CPU) and not fits_in_memory(most // 4 + 1, 224, CPU)
 
 
 def test_a_smaller_gpu_sets_the_limit(monkeypatch):

@@ -27,7 +27,7 @@ from darts_min.architect import architecture_gradient
 from darts_min.checkpoint import RunFolder
 from darts_min.convert import network_to_nni, network_to_quark0
 from darts_min.finite import FiniteGuard
-from darts_min.genotypes import format_genotype, parse_genotype
+from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.progress import Progress
@@ -218,7 +218,7 @@ def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(t
 
     def make(steps, resume):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
-        factor = learning_rate_factor("one-cycle", 4, steps)
+        factor = learning_rate_factor("one-cycle", settings["epochs"], steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         run = RunFolder(tmp_path / "run", resume)
         stateful = {"optimizer": optimizer, "scheduler": scheduler}
@@ -237,12 +237,30 @@ def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(t
     assert scheduler.get_last_lr() == [factor(10)]
     left = progress.training(itertools.count(), 0, lambda batches, **_: batches)
     assert len(list(left)) == 2
+    progress.save()
+    progress.run.lock.close()
+    settings["epochs"] = 8
+    progress, scheduler, _ = make(4, resume=True)
+    progress.resume()
+    assert [progress.lr] == scheduler.get_last_lr() != [factor(10)]
 
 
 def test_other_arguments_are_refused_by_name(runs):
     arguments = [*SEARCH, "--epochs", "2", "--out-dir", f"{runs[0]}/search", "--resume"]
     with pytest.raises(ValueError, match="batch_size .was 20, now 10"):
         train_search.main([*arguments, "--batch-size", "10"])
+
+
+def test_a_training_does_not_go_on_with_another_cell(tmp_path):
+    file = tmp_path / "genotype.json"
+    file.write_text(format_genotype(PUBLISHED["DARTS_V1"], "json"))
+    arguments = [*FINAL, "--fast-dev-run", "--genotype", str(file), "--out-dir", f"{tmp_path}/run"]
+    train_final.main(arguments)
+    file.write_text(format_genotype(PUBLISHED["DARTS_V2"], "json"))
+    before = (tmp_path / "run" / "network.pt").read_bytes()
+    with pytest.raises(ValueError, match="would change the result: genotype .was Genotype"):
+        train_final.main([*arguments, "--resume"])
+    assert (tmp_path / "run" / "network.pt").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -282,6 +300,22 @@ def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
     last = (tmp_path / "run" / "log.txt").read_text().split("epoch   2/2")[1].splitlines()[0]
     accuracy = result["arch_accuracy"] - second["accuracy lost in discretisation"]
     assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in last
+    arguments += ["--epochs", "3", "--hessian-every", "0"]  # its memory may be lacking
+    again = train_search.main([*arguments, "--out-dir", f"{tmp_path}/run", "--resume"])
+    assert len(again["history"]) == 3 and "largest eigenvalue" not in again["history"][2]["signs"]
+
+
+def test_a_fast_dev_run_takes_every_kind_of_step(tmp_path, monkeypatch):
+    steps = []
+
+    def spy(*arguments):
+        steps.append(1)
+        return architecture_gradient(*arguments)
+
+    monkeypatch.setattr(train_search, "architecture_gradient", spy)
+    arguments = [*SEARCH, "--alpha-warmup-epochs", "15", "--hessian-every", "5"]
+    result = train_search.main([*arguments, "--fast-dev-run", "--out-dir", f"{tmp_path}/run"])
+    assert len(steps) == 2 and "largest eigenvalue" in result["history"][0]["signs"]
 
 
 def test_the_eigenvalue_sees_as_many_images_as_a_step_at_once(tmp_path, monkeypatch):
@@ -338,6 +372,7 @@ def test_alpha_warmup_leaves_the_alphas_alone(tmp_path, monkeypatch):
     train_search.main([*arguments, f"{tmp_path}/run"])
     assert len(alphas) == 3  # the steps of the second epoch
     assert 0 < alphas[0].abs().max() < 5e-3  # the initial noise, 1e-3 * N(0, 1)
+    assert (tmp_path / "run" / "log.txt").read_text().count(" to go\n") == 2  # again in the second
 
 
 @pytest.mark.parametrize(
@@ -410,6 +445,8 @@ def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="select_epochs .was 1, now 2."):
         again = [*arguments, f"{tmp_path}/whole", "--resume", "--select-epochs", "2"]
         train_search.main(again)
+    with pytest.raises(ValueError, match="--epochs 2: the cells of this selection are of searches"):
+        train_search.main([*arguments, f"{tmp_path}/whole", "--resume", "--epochs", "2"])
 
 
 def test_help_shows_the_defaults_of_the_chosen_recipe(capsys):
@@ -739,6 +776,8 @@ MISTAKES = [
     ("train_search", [*FOLDER, "DIR/unreadable"], "1.png cannot be read"),
     ("train_search", [*FOLDER, "DIR/classes_differ"], "only one of train and test"),
     ("train_search", [*SEARCH, "--image-size", "0"], "--image-size 0"),
+    ("train_search", [*SEARCH, "--device", "meta"], "device 'meta': must be cpu or cuda"),
+    ("train_search", [*SEARCH, "--seeds", "1", "--batch-size", "1"], "--grad-accum 1: the BN"),
     ("train_search", [*SEARCH, "--image-size", "-8"], "--image-size -8"),
     ("train_search", [*SEARCH, "--num-cells", "2"], "num_cells 2"),
     ("train_search", [*SEARCH, "--num-nodes", "0"], "num_nodes 0"),

@@ -5,8 +5,10 @@ The fault is a factor of the gradient of one parameter, at chosen steps (from 1,
 
 import json
 import math
+from functools import partial
 
 import pytest
+import torch
 from children import SCRIPTS, assert_same_result, exact, load
 
 import train_final
@@ -91,8 +93,17 @@ def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, 
     assert states[1] == states[0] != states[2]
     history = json.loads((tmp_path / "run" / "result.json").read_text())["history"]
     assert [record["skipped_batches"] for record in history] == [1, 1]
-    assert "  1 batches skipped\n" in (tmp_path / "run" / "log.txt").read_text()
+    assert "  1 batches skipped so far\n" in (tmp_path / "run" / "log.txt").read_text()
     assert all(math.isfinite(record["train_loss"]) for record in history)
+
+
+@pytest.mark.parametrize("case", SEARCH_IS_SLOW)
+def test_a_run_that_finds_no_scale_for_fp16_ends(monkeypatch, tmp_path, case):
+    small = partial(torch.amp.GradScaler, init_scale=2.0**-20)  # as after many overflows
+    monkeypatch.setattr(torch.amp, "GradScaler", small)
+    script, arguments = CASES[case][0], [*SCRIPTS[case][1], "--out-dir", f"{tmp_path}/run"]
+    with pytest.raises(FloatingPointError, match="gradients overflow in fp16 at any scale"):
+        script.main([*arguments, "--amp", "fp16", "--fast-dev-run"])
 
 
 @pytest.mark.parametrize("case", SEARCH_IS_SLOW)
