@@ -15,6 +15,7 @@ from darts_min.operations import (
     Noise,
     SepConv,
     avg_pool,
+    concatenate,
     drop_path_probability,
     from_phases,
     max_pool,
@@ -103,7 +104,7 @@ class Cell(nn.Module):
                     y = drop_path(y, drop_path_prob)
                 pair.append(y)
             add_state(pair[0] + pair[1])
-        return torch.cat([states[i] for i in self.concat], dim=1)
+        return concatenate([states[i] for i in self.concat])
 
 
 def drop_path(x: Tensor, prob: Tensor) -> Tensor:

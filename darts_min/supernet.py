@@ -11,7 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from darts_min.genotypes import OPERATIONS, PRIMITIVES, Genotype, check_sizes, choose_cell
 from darts_min.mixed_op import Chosen, MixedOp, total
-from darts_min.operations import BatchStatNorm, ConvBN, FactorizedReduce, drop_path_probability
+from darts_min.operations import (
+    BatchStatNorm,
+    ConvBN,
+    FactorizedReduce,
+    concatenate,
+    drop_path_probability,
+)
 from darts_min.relaxations import Softmax
 
 
@@ -79,7 +85,7 @@ class SearchCell(nn.Module):
                     node.append(beta * rest)
             first += mixed_op.fan
         states.append(self.node(inputs[-1], passing[-1], states[0]))
-        return torch.cat(states[2:], dim=1)
+        return concatenate(states[2:])
 
     def node(self, inputs: list[Tensor], passing: list[Tensor], s0: Tensor) -> Tensor:
         """Add up what comes to a node, zeros if nothing does; `s0`: the cell's first state."""
