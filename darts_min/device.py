@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -71,13 +72,22 @@ def choose_autocast(
 ) -> tuple[Callable[[], AbstractContextManager], bool]:
     """Return a maker of autocast contexts, and whether losses must be scaled (fp16).
 
-    "auto" is bf16 on GPUs that have it (compute capability 8.0), and off elsewhere.
+    "auto" is bf16 on GPUs that have it (compute capability 8.0), and off elsewhere. Warns of bf16
+    on a CPU without it, where convolutions take the slowest way.
     """
     if amp == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         amp = "bf16" if has_bf16 else "off"
+    if amp == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        capability = torch.backends.cpu.get_cpu_capability()
+        warnings.warn(f"--amp bf16 is slower than off on this CPU ({capability})", stacklevel=2)
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return partial(torch.autocast, device.type, dtype, enabled=amp != "off"), amp == "fp16"
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether oneDNN has bf16 convolutions for this CPU (x86: with AVX-512)."""
+    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
 def compile_cells(model: nn.Module) -> Callable[[], AbstractContextManager]:

@@ -98,6 +98,14 @@ def test_auto_is_bf16_where_the_gpu_has_it(monkeypatch, native):
     assert autocast.keywords["enabled"] is native and not is_fp16
 
 
+@pytest.mark.parametrize("capability, slow", [("AVX2", True), ("AVX512", False)])
+def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, recwarn, capability, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    choose_autocast("bf16", torch.device("cpu"))
+    choose_autocast("off", torch.device("cpu"))
+    assert ["slower" in str(warning.message) for warning in recwarn] == [True] * slow
+
+
 @pytest.mark.parametrize(
     "make",
     [
