@@ -150,7 +150,7 @@ def test_dil_conv_on_phases_is_a_dilated_convolution(kernel, stride, size, layou
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("size", range(8, 18))
+@pytest.mark.parametrize("size", range(4, 18))
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
 def test_depthwise_conv_equals_conv2d(kernel, stride, size, layout):
     op = DepthwiseConv(4, kernel, stride).double()
