@@ -113,7 +113,7 @@ RECIPES = {
     },
 }
 SIZES = ("init_channels", "num_cells", "stem")
-BN_BATCHES = 50  # for the statistics of averaged weights, which no training step has seen
+BN_BATCHES = 50  # for BN's statistics of averaged weights: those of the steps are of others
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -172,7 +172,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
     opt.add_argument("--w-weight-decay", type=float, default=3e-4, help="l2, of the weights")
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
-    opt.add_argument("--w-average", type=float, default=0.0, help="decay over steps; 0: off")
+    opt.add_argument("--w-average", type=float, default=0.0, help="test their mean; decay per step")
     opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
     opt.add_argument("--label-smoothing", type=float, default=0.0, help="of the training loss")
     argv = sys.argv[1:] if argv is None else argv
@@ -372,11 +372,11 @@ def main(argv: list[str] | None = None) -> dict:
         last=args.w_lr_min / args.w_lr if args.w_lr else 0.0,
         decay=args.w_lr_decay,
     )
-    averaged, result_network = None, network  # what is tested and saved
+    averaged, result_network, bn_batches = None, network, 0  # the second is tested and saved
     if args.w_average:
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.w_average))
         optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
-        result_network = averaged.module
+        result_network, bn_batches = averaged.module, min(steps_per_epoch, BN_BATCHES)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     stateful = {
@@ -411,6 +411,8 @@ def main(argv: list[str] | None = None) -> dict:
             run.log(f"genotype {base_details['inferred']}, inferred from the operations")
         if base is not None:
             run.log(f"from {args.init_from}: {initialised}")
+        if averaged is not None:
+            run.log(f"tested and saved: the mean of the weights, decay {args.w_average} per step")
         run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
         pictures = {f"cell_{kind}": draw_cell(genotype, kind) for kind in ("normal", "reduce")}
         for name, picture in pictures.items():
@@ -428,14 +430,15 @@ def main(argv: list[str] | None = None) -> dict:
         for epoch in progress.epochs():
             network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             batches = train_loader.epoch(epoch, progress.step)
-            # A batch of test images costs a forward pass, about a third of a step.
-            batches = progress.training(batches, len(test_loader) / 3, tqdm)
+            # A batch without gradients costs a forward pass, about a third of a step.
+            batches = progress.training(batches, (len(test_loader) + bn_batches) / 3, tqdm)
             train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
             progress.guard.check_scale(scaler)
             if averaged is not None:
-                batches = itertools.islice(train_loader.epoch(epoch), limit or BN_BATCHES)
-                with autocast():
-                    update_bn(progress.evaluation(batches), averaged)
+                batches = itertools.islice(train_loader.epoch(epoch), bn_batches)
+                # Without a trace, since a resumed run may do it twice.
+                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                    update_bn(batches, averaged)
             processes.equalise(result_network.buffers())  # the running statistics
             batches = progress.evaluation(itertools.islice(test_loader, limit))
             with uncompiled():

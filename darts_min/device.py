@@ -79,15 +79,14 @@ def choose_autocast(
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         amp = "bf16" if has_bf16 else "off"
     if amp == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        capability = torch.backends.cpu.get_cpu_capability()
-        warnings.warn(f"--amp bf16 is slower than off on this CPU ({capability})", stacklevel=2)
+        warnings.warn("--amp bf16 is slower than off on a CPU without AVX-512", stacklevel=2)
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return partial(torch.autocast, device.type, dtype, enabled=amp != "off"), amp == "fp16"
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether oneDNN has bf16 convolutions for this CPU (x86: with AVX-512)."""
-    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    """Tell whether oneDNN has bf16 convolutions for this CPU: on x86, with AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def compile_cells(model: nn.Module) -> Callable[[], AbstractContextManager]:

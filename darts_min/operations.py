@@ -86,7 +86,8 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
         stride, padding = self.stride[0], self.padding[0] * dilation
-        is_slow = self.kernel_size[0] > 3 or stride > 1 or x.size(2) < self.kernel_size[0]
+        kernel, (height, width) = self.kernel_size[0], x.shape[2:]
+        is_slow = kernel > 3 or height < kernel or (stride > 1 and width >= 8)
         if x.device.type == "cpu" and dilation == 1 and is_slow:
             return _DepthwiseOnCPU.apply(x, self.weight, stride, padding)
         groups = self.weight.size(0)

@@ -72,12 +72,13 @@ class SearchCell(nn.Module):
             if j >= 2:
                 states.append(self.node(inputs[j - 2], passing[j - 2], states[0]))
             chosen_j = None if chosen is None else chosen[first : first + mixed_op.fan]
-            x = states[j] if self.partial == 1 else states[j][:, : self.channels]
+            x = rest = states[j]
+            if self.partial > 1:  # not by slices, whose gradients are contiguous
+                x, rest = x.split([self.channels, (self.partial - 1) * self.channels], dim=1)
             outputs = mixed_op(x, mix_j, scale_j, chosen_j, drop_path_prob)
             for node, parts in zip(inputs[max(0, j - 1) :], outputs, strict=True):
                 node.extend(parts)
             if self.partial > 1:
-                rest = states[j][:, self.channels :]
                 if mixed_op.stride == 2:
                     rest = F.max_pool2d(rest, 2, ceil_mode=True)
                 # A row of `mix` is the edge's weight (beta) times a softmax, whose sum is 1.

@@ -89,12 +89,13 @@ class Layouts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("genotype", [None, "DARTS_V1", "DARTS_V2", "NNI_FULL"])
-def test_gradients_of_a_training_step_reach_every_bn_in_the_layout_of_its_input(genotype, layout):
-    model = Supernet(init_channels=4, num_cells=4)
-    if genotype is not None:
-        model = Network(PUBLISHED[genotype], init_channels=4, num_cells=4, auxiliary=False)
-    model.to(memory_format=LAYOUTS[layout])
+@pytest.mark.parametrize(
+    "make",
+    [Supernet, partial(Supernet, partial=2)]
+    + [partial(Network, PUBLISHED[name], auxiliary=False) for name in ("DARTS_V1", "NNI_FULL")],
+)
+def test_gradients_of_a_training_step_reach_every_bn_in_the_layout_of_its_input(make, layout):
+    model = make(init_channels=4, num_cells=4).to(memory_format=LAYOUTS[layout])
     x = double(2, 3, 16, 16, layout=layout).float()
     loss = model(x).sum()
     with Layouts() as layouts:

@@ -245,6 +245,9 @@ def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(t
     progress, scheduler, _ = make(4, resume=True)
     progress.resume()
     assert [progress.lr] == scheduler.get_last_lr() != [factor(10)]
+    progress.stateful["averaged"] = scheduler
+    with pytest.raises(ValueError, match="without what --resume is to go on with: averaged"):
+        progress.resume()
 
 
 def test_other_arguments_are_refused_by_name(runs):
@@ -698,8 +701,10 @@ def test_averaged_weights_are_the_exponential_mean_over_steps(tmp_path):
         )
     )
     arguments = [*FINAL, *V2, "--epochs", "2", "--w-average", "0.7"]
-    result = train_final.main([*arguments, "--out-dir", f"{tmp_path}/run"])
-    hook.remove()
+    try:
+        result = train_final.main([*arguments, "--out-dir", f"{tmp_path}/run"])
+    finally:
+        hook.remove()
     network, means = load_network(tmp_path / "run"), steps[0]
     for weights in steps[1:]:
         means = [0.7 * mean + 0.3 * w for mean, w in zip(means, weights, strict=True)]
