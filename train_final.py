@@ -113,7 +113,7 @@ RECIPES = {
     },
 }
 SIZES = ("init_channels", "num_cells", "stem")
-BN_BATCHES = 50  # for BN's statistics of averaged weights: those of the steps are of others
+BN_BATCHES = 50  # from which BN's statistics of averaged weights are computed
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -372,11 +372,11 @@ def main(argv: list[str] | None = None) -> dict:
         last=args.w_lr_min / args.w_lr if args.w_lr else 0.0,
         decay=args.w_lr_decay,
     )
-    averaged, result_network, bn_batches = None, network, 0  # the second is tested and saved
+    result_network, averaged, bn_batches = network, None, 0
     if args.w_average:
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.w_average))
         optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
-        result_network, bn_batches = averaged.module, min(steps_per_epoch, BN_BATCHES)
+        result_network, bn_batches = averaged.module, min(BN_BATCHES, steps_per_epoch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     stateful = {
@@ -436,7 +436,7 @@ def main(argv: list[str] | None = None) -> dict:
             progress.guard.check_scale(scaler)
             if averaged is not None:
                 batches = itertools.islice(train_loader.epoch(epoch), bn_batches)
-                # Without a trace, since a resumed run may do it twice.
+                # A resumed run may do this twice, so it must not move the random numbers.
                 with torch.random.fork_rng([device] if device.type == "cuda" else []):
                     update_bn(batches, averaged)
             processes.equalise(result_network.buffers())  # the running statistics

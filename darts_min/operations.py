@@ -87,6 +87,7 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor, dilation: int = 1) -> Tensor:
         stride, padding = self.stride[0], self.padding[0] * dilation
         kernel, (height, width) = self.kernel_size[0], x.shape[2:]
+        # A 3x3 kernel of stride 2 is slow in wider images only.
         is_slow = kernel > 3 or height < kernel or (stride > 1 and width >= 8)
         if x.device.type == "cpu" and dilation == 1 and is_slow:
             return _DepthwiseOnCPU.apply(x, self.weight, stride, padding)

@@ -246,7 +246,7 @@ def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(t
     progress.resume()
     assert [progress.lr] == scheduler.get_last_lr() != [factor(10)]
     progress.stateful["averaged"] = scheduler
-    with pytest.raises(ValueError, match="without what --resume is to go on with: averaged"):
+    with pytest.raises(ValueError, match="the checkpoint has no averaged"):
         progress.resume()
 
 
