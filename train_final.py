@@ -135,7 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--seed", type=int, default=0, help="of everything random")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", choices=AMP_CHOICES, default="auto", help="auto: bf16 if on the GPU")
-    run.add_argument("--compile", action="store_true", help="the cells: slow start, faster steps")
+    run.add_argument("--compile", action="store_true", help="the cells; slow start, gain varies")
     run.add_argument("--sync-bn", action="store_true", help="BN over all processes (CUDA)")
     run.add_argument("--deterministic", action="store_true", help="same bits on CUDA too; slower")
     run.add_argument("--channels-last", choices=("auto", "on", "off"), default="auto", help="NHWC")
