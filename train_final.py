@@ -21,7 +21,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from darts_min.arguments import check_ranges
@@ -113,7 +112,6 @@ RECIPES = {
     },
 }
 SIZES = ("init_channels", "num_cells", "stem")
-BN_BATCHES = 50  # from which BN's statistics of averaged weights are computed
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -172,7 +170,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
     opt.add_argument("--w-weight-decay", type=float, default=3e-4, help="l2, of the weights")
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
-    opt.add_argument("--w-average", type=float, default=0.0, help="test their mean; decay per step")
     opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
     opt.add_argument("--label-smoothing", type=float, default=0.0, help="of the training loss")
     argv = sys.argv[1:] if argv is None else argv
@@ -193,10 +190,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                 raise ValueError(f"{flag} {value}: leave it out, --init-from has its own")
     elif args.freeze_features:
         raise ValueError("--freeze-features needs --init-from: random features would be useless")
-    if args.freeze_features and (args.auxiliary_weight or args.drop_path_prob or args.w_average):
-        raise ValueError(
-            "--freeze-features: --auxiliary-weight, --drop-path-prob and --w-average must be 0"
-        )
+    if args.freeze_features and (args.auxiliary_weight or args.drop_path_prob):
+        raise ValueError("--freeze-features: --auxiliary-weight and --drop-path-prob must be 0")
     if args.auxiliary_weight and args.batch_size == args.grad_accum:
         raise ValueError(
             f"--batch-size {args.batch_size} --grad-accum {args.grad_accum}: the BN of the "
@@ -372,11 +367,6 @@ def main(argv: list[str] | None = None) -> dict:
         last=args.w_lr_min / args.w_lr if args.w_lr else 0.0,
         decay=args.w_lr_decay,
     )
-    result_network, averaged, bn_batches = network, None, 0
-    if args.w_average:
-        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.w_average))
-        optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
-        result_network, bn_batches = averaged.module, min(BN_BATCHES, steps_per_epoch)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     scaler = torch.amp.GradScaler(device.type, enabled=is_fp16)
     stateful = {
@@ -384,7 +374,7 @@ def main(argv: list[str] | None = None) -> dict:
         "optimizer": optimizer,
         "scheduler": scheduler,
         "scaler": scaler,
-    } | ({} if averaged is None else {"averaged": averaged})
+    }
 
     parameters = count_parameters(network) / 1e6
     multiply_adds = count_multiply_adds(network, image_size) / 1e6
@@ -411,8 +401,6 @@ def main(argv: list[str] | None = None) -> dict:
             run.log(f"genotype {base_details['inferred']}, inferred from the operations")
         if base is not None:
             run.log(f"from {args.init_from}: {initialised}")
-        if averaged is not None:
-            run.log(f"tested and saved: the mean of the weights, decay {args.w_average} per step")
         run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
         pictures = {f"cell_{kind}": draw_cell(genotype, kind) for kind in ("normal", "reduce")}
         for name, picture in pictures.items():
@@ -424,25 +412,20 @@ def main(argv: list[str] | None = None) -> dict:
 
         def save_result(record: dict) -> None:
             accuracy = {"test_accuracy": record["test_accuracy"]}
-            write = partial(save_network, result_network, run / "network.pt", details | accuracy)
+            write = partial(save_network, network, run / "network.pt", details | accuracy)
             run.attempt("network.pt", write)
 
         for epoch in progress.epochs():
             network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
             batches = train_loader.epoch(epoch, progress.step)
-            # A batch without gradients costs a forward pass, about a third of a step.
-            batches = progress.training(batches, (len(test_loader) + bn_batches) / 3, tqdm)
+            # A batch of test images costs a forward pass, about a third of a step.
+            batches = progress.training(batches, len(test_loader) / 3, tqdm)
             train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress, args)
             progress.guard.check_scale(scaler)
-            if averaged is not None:
-                batches = itertools.islice(train_loader.epoch(epoch), bn_batches)
-                # A resumed run may do this twice, so it must not move the random numbers.
-                with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                    update_bn(batches, averaged)
-            processes.equalise(result_network.buffers())  # the running statistics
+            processes.equalise(network.buffers())  # the running statistics
             batches = progress.evaluation(itertools.islice(test_loader, limit))
             with uncompiled():
-                tested = evaluate(result_network, batches, num_classes, autocast, processes.sum)
+                tested = evaluate(network, batches, num_classes, autocast, processes.sum)
 
             train_loss, train_accuracy = progress.means()
             skipped = progress.guard.skipped

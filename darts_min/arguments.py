@@ -33,7 +33,6 @@ RANGES = {
     "w_momentum": "[0, 1)",
     "w_weight_decay": "[0, inf)",
     "w_grad_clip": "[0, inf)",
-    "w_average": "[0, 1)",
     "alpha_lr": "[0, inf)",
     "alpha_betas": "[0, 1)",
     "alpha_weight_decay": "[0, inf)",

@@ -103,8 +103,6 @@ class Progress:
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, item in self.stateful.items():
-            if name not in state:
-                raise ValueError(f"the checkpoint has no {name}: the run was begun without it")
             item.load_state_dict(state[name])
         set_random_state(state["random_state"], self.totals.device)
         progress, self.history = state["progress"], state["history"]

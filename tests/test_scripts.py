@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import eval_pretrained
 import train_final
@@ -158,8 +157,7 @@ SCRIPTS = {
     "final": (train_final.main, [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1"]),
     "final one-cycle": (
         train_final.main,
-        [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1", "--w-schedule", "one-cycle"]
-        + ["--w-average", "0.9"],
+        [*FINAL, "--epochs", "2", "--genotype", "DARTS_V1", "--w-schedule", "one-cycle"],
     ),
 }
 
@@ -194,7 +192,7 @@ def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
     states = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
     ]
-    for model in {"network", "averaged", "model"} & set(states[0]):
+    for model in {"network", "model"} & set(states[0]):
         for name, tensor in states[0][model].items():
             assert torch.equal(tensor, states[1][model][name])
     genotypes = [(tmp_path / name / "genotype.json").read_bytes() for name in ("whole", "parts")]
@@ -245,9 +243,6 @@ def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(t
     progress, scheduler, _ = make(4, resume=True)
     progress.resume()
     assert [progress.lr] == scheduler.get_last_lr() != [factor(10)]
-    progress.stateful["averaged"] = scheduler
-    with pytest.raises(ValueError, match="the checkpoint has no averaged"):
-        progress.resume()
 
 
 def test_other_arguments_are_refused_by_name(runs):
@@ -693,30 +688,6 @@ def test_frozen_features_stay_as_they_were(runs, tmp_path, pictures):
     assert all(torch.equal(t, base[k]) for k, t in tuned.items() if k[:10] != "classifier")
 
 
-def test_averaged_weights_are_the_exponential_mean_over_steps(tmp_path):
-    steps = []
-    hook = register_optimizer_step_post_hook(
-        lambda optimizer, *_: steps.append(
-            [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
-        )
-    )
-    arguments = [*FINAL, *V2, "--epochs", "2", "--w-average", "0.7"]
-    try:
-        result = train_final.main([*arguments, "--out-dir", f"{tmp_path}/run"])
-    finally:
-        hook.remove()
-    network, means = load_network(tmp_path / "run"), steps[0]
-    for weights in steps[1:]:
-        means = [0.7 * mean + 0.3 * w for mean, w in zip(means, weights, strict=True)]
-    assert len(steps) == 12
-    for ours, mean in zip(network.parameters(), means, strict=True):
-        torch.testing.assert_close(ours, mean)
-    # BN's statistics are of one pass with these weights, not of the two epochs with the others.
-    assert network.stem[1].num_batches_tracked == 6
-    arguments = [*DATA[:4], "--weights", f"{tmp_path}/run", "--out-dir", f"{tmp_path}/eval"]
-    assert eval_pretrained.main(arguments)["accuracy"] == result["test_accuracy"]
-
-
 def test_fine_tuning_on_the_same_classes_goes_on_from_where_it_was(runs, tmp_path):
     arguments = [*DATA, "--init-from", f"{runs[0]}/final", "--w-lr", "0", "--freeze-features"]
     result = train_final.main([*arguments, "--epochs", "1", "--out-dir", f"{tmp_path}/run"])
@@ -913,8 +884,6 @@ MISTAKES = [
     ("train_final", ["--init-from", "no_such", *DATA], "network no_such: neither a file"),
     ("train_final", [*FINAL, *V2, "--freeze-features"], "--freeze-features needs --init-from"),
     ("train_final", [*INIT, "--freeze-features", "--auxiliary-weight", "0.4"], "must be 0"),
-    ("train_final", [*INIT, "--freeze-features", "--w-average", "0.9"], "must be 0"),
-    ("train_final", [*FINAL, *V2, "--w-average", "1"], "--w-average 1.0: must be in [0, 1)"),
     ("train_final", [*FINAL, *V2, "--batch-size", "1"], "--batch-size 1 --grad-accum 1: the BN"),
     ("train_final", [*FINAL, *V2, "--num-workers", "-1"], "--num-workers -1"),
     ("train_final", [*FINAL, *V2, "--image-size", "0"], "--image-size 0"),
