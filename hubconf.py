@@ -13,3 +13,9 @@ def darts_v2_c16_l8_cifar10(pretrained: bool = True) -> Network:
     """
     network = load_network("darts_v2_c16_l8_cifar10")
     return network if pretrained else Network(network.genotype, **network.config)
+
+
+def s2_c16_l8_cifar10(pretrained: bool = True) -> Network:
+    """Return the same for a cell that this project's search found in the space S2."""
+    network = load_network("s2_c16_l8_cifar10")
+    return network if pretrained else Network(network.genotype, **network.config)

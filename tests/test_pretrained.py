@@ -1,10 +1,11 @@
-"""The network that ships. Oracles: its own file, and the count of right answers on 500 images.
+"""The networks that ship. Oracles: their files, and the count of right answers on 500 images.
 
-The images are those of the model card; the folder that holds them is `CIFAR10_FOLDER`, or
+The images are those of the model cards; the folder that holds them is `CIFAR10_FOLDER`, or
 `data/cifar10`.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,50 +17,59 @@ from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import Images, Loader
 from darts_min.evaluation import evaluate
 from darts_min.folder import read_image
-from darts_min.genotypes import PUBLISHED
+from darts_min.genotypes import PUBLISHED, parse_genotype
 from darts_min.weights import names
 
-NAME = "darts_v2_c16_l8_cifar10"
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(os.environ.get("CIFAR10_FOLDER", ROOT / "data" / "cifar10"))
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+STUDY = (ROOT / "benchmarks" / "STUDY.md").read_text(encoding="utf-8")
+S2 = parse_genotype(re.search("S2, seed 1, stopped: `(.*)`", STUDY)[1])
+# Genotype, parameters, multiply-adds in millions, errors on the 500 images.
+SHIPPED = {
+    "darts_v2_c16_l8_cifar10": (PUBLISHED["DARTS_V2"], 246_106, 43.4, 54),
+    "s2_c16_l8_cifar10": (S2, 403_962, 63.3, 52),
+}
+
+pytestmark = pytest.mark.parametrize("name", SHIPPED)
 
 
-def test_it_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+def test_it_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    network = load_network(NAME)
-    assert names()[0] == NAME and network.genotype == PUBLISHED["DARTS_V2"]
+    network = load_network(name)
+    genotype, parameters, multiply_adds, _ = SHIPPED[name]
+    assert name in names() and network.genotype == genotype
     assert network.config["init_channels"] == 16 and network.config["num_cells"] == 8
     assert network.details["classes"] == CLASSES and network.details["image_size"] == 32
-    assert count_parameters(network) == 246_106
-    assert round(count_multiply_adds(network) / 1e6, 1) == 43.4
+    assert count_parameters(network) == parameters
+    assert round(count_multiply_adds(network) / 1e6, 1) == multiply_adds
 
 
-def test_its_file_is_small_and_its_card_names_the_accuracy():
+def test_its_file_is_small_and_its_card_names_the_accuracy(name):
     folder = Path(darts_min.__file__).parent / "pretrained"
-    assert (folder / f"{NAME}.pt").stat().st_size < 2_000_000
-    accuracy = load_network(NAME).details["test_accuracy"]
-    card = (folder / f"{NAME}.md").read_text()
+    assert (folder / f"{name}.pt").stat().st_size < 2_000_000
+    accuracy = load_network(name).details["test_accuracy"]
+    card = (folder / f"{name}.md").read_text()
     assert f"{100 * accuracy:.2f} %" in card
     assert f"{100 * accuracy:.2f} %" in (ROOT / "README.md").read_text()
 
 
-def test_torch_hub_gives_the_same_network():
-    network = torch.hub.load(str(ROOT), NAME, source="local")
-    for key, tensor in load_network(NAME).state_dict().items():
+def test_torch_hub_gives_the_same_network(name):
+    network = torch.hub.load(str(ROOT), name, source="local")
+    for key, tensor in load_network(name).state_dict().items():
         assert torch.equal(network.state_dict()[key], tensor)
-    new = torch.hub.load(str(ROOT), NAME, source="local", pretrained=False)
+    new = torch.hub.load(str(ROOT), name, source="local", pretrained=False)
     assert new.config == network.config and new.training
     assert not torch.equal(new.classifier.weight, network.classifier.weight)
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no images of CIFAR-10 in {FOLDER}")
-def test_it_knows_500_images():
-    paths = [sorted((FOLDER / "test" / name).iterdir())[:50] for name in CLASSES]
+def test_it_knows_500_images(name):
+    paths = [sorted((FOLDER / "test" / kind).iterdir())[:50] for kind in CLASSES]
     images = torch.stack([torch.tensor(read_image(p)) for of_class in paths for p in of_class])
     labels = torch.arange(10).repeat_interleave(50)
-    network = load_network(NAME)
+    network = load_network(name)
     statistics = torch.tensor(network.details["mean"]), torch.tensor(network.details["std"])
     loader = Loader(Images(images, labels), 250, statistics)
     errors = int(evaluate(network, loader, 10).class_errors.sum())
-    assert abs(errors - 54) <= 2  # other JPEG decoders may differ in the last bit
+    assert abs(errors - SHIPPED[name][3]) <= 2  # other JPEG decoders may differ in the last bit
