@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from darts_min.arguments import check_ranges
-from darts_min.checkpoint import RunFolder, versions
+from darts_min.checkpoint import Patient, RunFolder, versions
 from darts_min.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.data import (
     DATASETS,
@@ -292,6 +292,7 @@ def evaluate_on_dataset(network: Network, args: argparse.Namespace, device: torc
 
 
 if __name__ == "__main__":
+    sys.stdout = Patient(sys.stdout)  # `| head` may go away before the last line
     try:
         main()
     except ValueError as error:

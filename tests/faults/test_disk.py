@@ -257,16 +257,26 @@ class FullForAll(Full):
 
 
 def test_a_reader_of_the_output_that_goes_away_does_not_end_the_run(start, whole, tmp_path):
-    child = start(run_without_reader, tmp_path / "run")
+    script, arguments = SCRIPTS["search"]
+    child = start(run_without_reader, script, arguments, tmp_path / "run")
     assert child.wait() == 0, child.printed()
     assert_same_result(tmp_path / "run", whole("search")[0])
 
 
-def run_without_reader(folder):
+def test_a_reader_of_the_output_that_goes_away_does_not_end_the_evaluation(start, whole, tmp_path):
+    weights = whole("final")[0] / "network.pt"
+    arguments = ["--dataset", "synthetic", "--weights", str(weights), "--fast-dev-run"]
+    arguments += ["--device", "cpu"]
+    child = start(run_without_reader, "eval_pretrained", arguments, tmp_path / "run")
+    assert child.wait() == 0, child.printed()
+    assert not child.printed()
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def run_without_reader(script, arguments, folder):
     reading, writing = os.pipe()
     os.dup2(writing, 1)
     os.close(reading)
-    script, arguments = SCRIPTS["search"]
     run_script(script, [*arguments, "--out-dir", str(folder)])
 
 
