@@ -41,7 +41,7 @@ from darts_min.network import Network, fold_batch_norm
 from darts_min.runs import free_folder
 from darts_min.weights import load_network
 
-SHIPPED = "darts_v2_c16_l8_cifar10"
+SHIPPED = "s2_c16_l8_cifar10"
 # The images that the other codes train on, by stem.
 ORIGINAL = {
     "cifar": {

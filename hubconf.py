@@ -6,7 +6,7 @@ dependencies = ["numpy", "torch"]
 
 
 def darts_v2_c16_l8_cifar10(pretrained: bool = True) -> Network:
-    """Return the network that ships (10 classes of CIFAR-10, 32x32), in evaluation mode.
+    """Return DARTS_V2, trained (10 classes of CIFAR-10, 32x32), in evaluation mode.
 
     `.details` has its classes and the mean and std of its images. Without `pretrained`, one of the
     same sizes with new weights, in training mode.
@@ -16,6 +16,6 @@ def darts_v2_c16_l8_cifar10(pretrained: bool = True) -> Network:
 
 
 def s2_c16_l8_cifar10(pretrained: bool = True) -> Network:
-    """Return the same for a cell that this project's search found in the space S2."""
+    """Return the same for the default network, whose cell this project found in the space S2."""
     network = load_network("s2_c16_l8_cifar10")
     return network if pretrained else Network(network.genotype, **network.config)
