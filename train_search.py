@@ -631,10 +631,11 @@ def final_arguments(
 
 
 def data_flags(args: argparse.Namespace) -> str:
+    seed = f" --seed {args.seed}" if args.dataset == "synthetic" else ""
     if args.demo:
-        return "--demo"
+        return f"--demo{seed}"
     size = f" --image-size {args.image_size}" if args.image_size else ""
-    return f"--dataset {args.dataset} --data-dir {args.data_dir}{size}"
+    return f"--dataset {args.dataset} --data-dir {args.data_dir}{size}{seed}"
 
 
 def report(writer, model, record, pictures) -> None:

@@ -92,7 +92,7 @@ def test_cosine_schedules_step_at_the_end_of_an_epoch(runs):
 
 def test_the_next_command_goes_on_with_the_same_data(runs):
     log = (runs[0] / "search" / "log.txt").read_text()
-    data = "--dataset synthetic --data-dir data --image-size 8"
+    data = "--dataset synthetic --data-dir data --image-size 8 --seed 0"
     assert f"next: python train_final.py {data} --genotype {runs[1]['out_dir']}\n" in log
 
 
