@@ -120,8 +120,10 @@ def export(network: Network, args: argparse.Namespace) -> dict:
     image_size = args.image_size or details["image_size"]
     try:
         result = export_network(network, args.export, image_size, details)
-    except RuntimeError as error:
-        raise SystemExit(f"eval_pretrained.py: error: {error}; {args.export} is useless") from None
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(
+            f"eval_pretrained.py: error: {error}; what is in {args.export} is useless, remove it"
+        ) from None
     for name, file in result["files"].items():
         checked = "" if file["deviation"] is None else f"  logits differ by {file['deviation']:.1e}"
         print(f"{name:<22} {file['bytes'] / 1e6:7.3f} MB{checked}")

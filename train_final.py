@@ -13,6 +13,7 @@ Expected on CIFAR-10 (paper, not run here): DARTS_V2, 36 channels, 20 cells, 600
 import argparse
 import itertools
 import math
+import shlex
 import sys
 import time
 from contextlib import nullcontext
@@ -81,7 +82,7 @@ RECIPES = {
         "auxiliary_weight": 0.0,
         "drop_path_prob": 0.0,
     },
-    # A small network in few epochs: the one that ships (darts_min/pretrained/).
+    # A small network in few epochs; the cards in darts_min/pretrained/ say what theirs had besides.
     "quick": {
         "init_channels": 16,
         "num_cells": 8,
@@ -248,7 +249,10 @@ def train_epoch(model, batches, optimizer, scheduler, scaler, autocast, progress
 
 
 def initialise(network: Network, base: Network, classes: list[str]) -> str:
-    """Copy the weights of `base`, a classifier's only if the classes are the same; say which."""
+    """Copy the weights of `base`, a classifier's only if the classes are the same; say which.
+
+    Where `base` does not name its classes, as in other codes' files, their number decides.
+    """
     same_classes = len(classes) == base.config["num_classes"]
     same_classes = same_classes and base.details.get("classes", classes) == classes
     own, found = network.state_dict(), base.state_dict()
@@ -258,7 +262,10 @@ def initialise(network: Network, base: Network, classes: list[str]) -> str:
         sorted({key.rpartition(".")[0] for key in keys if key not in fits}) or ["nothing"]
         for keys in (own, found)
     )
-    return f"loaded {len(fits)} tensors; new: {', '.join(new)}; left out: {', '.join(unused)}"
+    report = f"loaded {len(fits)} tensors; new: {', '.join(new)}; left out: {', '.join(unused)}"
+    if same_classes and "classes" not in base.details:
+        report += "; its classes have no names, taken to be these"
+    return report
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -473,9 +480,10 @@ def main(argv: list[str] | None = None) -> dict:
             f"{100 * result['best_test_accuracy_optimistic']:.2f} %)"
         )
         run.log(f"network: {run / 'network.pt'}")
-        data = f"--dataset {args.dataset} --data-dir {args.data_dir}"
-        data += f" --seed {args.seed}" if args.dataset == "synthetic" else ""
-        run.log(f"next: python eval_pretrained.py {data} --weights {run / 'network.pt'}")
+        again = ["--dataset", args.dataset, "--data-dir", args.data_dir]
+        again += ["--seed", str(args.seed)] if args.dataset == "synthetic" else []
+        again += ["--weights", str(run / "network.pt")]
+        run.log(f"next: python eval_pretrained.py {shlex.join(again)}")
         run.check_written()
     return result
 

@@ -14,6 +14,7 @@ training; 1.5 (order 1) or 4 (order 2) GPU days on a GTX 1080 Ti. README has wha
 import argparse
 import itertools
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -556,7 +557,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
         run.log(f"genotype: {result['genotype']}")
         run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
-        run.log(f"next: python train_final.py {data_flags(args)} --genotype {run.path}")
+        run.log(f"next: {next_command(args, str(run.path))}")
         run.check_written()
     return result
 
@@ -602,7 +603,7 @@ def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
         result = {"ranking": ranking, "args": vars(args), "out_dir": str(run.path)}
         run.save_json("result.json", result)
         run.log(f"best: seed {best}; pictures of all cells: {run / 'cells.png'}")
-        run.log(f"next: python train_final.py {data_flags(args)} --genotype {run.path}")
+        run.log(f"next: {next_command(args, str(run.path))}")
         run.check_written()
     return result
 
@@ -630,12 +631,16 @@ def final_arguments(
     return sum(pairs, []) + [f"--{flag.replace('_', '-')}" for flag in flags]
 
 
-def data_flags(args: argparse.Namespace) -> str:
-    seed = f" --seed {args.seed}" if args.dataset == "synthetic" else ""
+def next_command(args: argparse.Namespace, folder: str) -> str:
+    """Return the command that trains the cell of a run folder on the images of its search."""
+    command = ["python", "train_final.py"]
     if args.demo:
-        return f"--demo{seed}"
-    size = f" --image-size {args.image_size}" if args.image_size else ""
-    return f"--dataset {args.dataset} --data-dir {args.data_dir}{size}{seed}"
+        command += ["--demo"]
+    else:
+        command += ["--dataset", args.dataset, "--data-dir", args.data_dir]
+        command += ["--image-size", str(args.image_size)] if args.image_size else []
+    command += ["--seed", str(args.seed)] if args.dataset == "synthetic" else []
+    return shlex.join([*command, "--genotype", str(folder)])
 
 
 def report(writer, model, record, pictures) -> None:

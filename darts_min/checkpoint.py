@@ -91,8 +91,8 @@ class RunFolder:
             and any(f.name != ".lock" for f in self.path.iterdir())
         ):
             raise ValueError(
-                f"run folder {self.path} exists and is not empty; choose another --out-dir, or "
-                "continue it with --resume"
+                f"run folder {self.path} exists and is not empty; choose another --out-dir"
+                + (", or continue it with --resume" if self.command else "")
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ def network_from_pytorchcv(state_dict: StateDict) -> Network:
 
     That network is the original's with other names in the same order (without the auxiliary head).
     """
-    genotype = PUBLISHED["DARTS_V2"]
+    genotype, state_dict = PUBLISHED["DARTS_V2"], unwrapped(state_dict)
     values = [t for key, t in state_dict.items() if not key.endswith("num_batches_tracked")]
     if len(values) < 2 or values[0].dim() != 4 or values[-1].dim() != 1:
         raise ValueError("state dict: does not go from a convolution to a bias")

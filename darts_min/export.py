@@ -54,8 +54,9 @@ def export_network(
     and `std`. Also there: `files` says of each its size, sha256 and the deviation of its logits,
     `left_out` of each file that could not be written why not.
 
-    Raises ValueError if the folder cannot be made or is not empty, RuntimeError if a file, read
-    back, deviates from the network: then there is no `export.json`, which comes last.
+    Raises ValueError if the folder cannot be made or is not empty, OSError if a file cannot be
+    written, RuntimeError if one, read back, deviates from the network: then there is no
+    `export.json`, which comes last.
     """
     folder = Path(folder)
     try:

@@ -76,9 +76,12 @@ def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
         raise ValueError(f"file {path} cannot be read: {error.strerror}") from None
     except Exception as error:  # torch.load raises whatever a damaged file leads it to
         if named := re.search(r"GLOBAL (\S+)", str(error)):
+            save = "torch.save(model.state_dict(), FILE)"
+            if named[1].startswith("darts_min."):
+                save = "darts_min.weights.save_network(network, FILE, {})"
             raise ValueError(
                 f"file {path} is not loaded, because it holds a Python object ({named[1]}), and "
                 "loading one can run any code; in the program that made the file, save tensors "
-                "only: torch.save(model.state_dict(), FILE)"
+                f"only: {save}"
             ) from None
         raise ValueError(f"file {path} is damaged, or was not written by torch.save") from None

@@ -69,6 +69,9 @@ def _class_names(folder: Path) -> list[str]:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise ValueError(f"folder {folder} has no class folders")
+    for name in names:
+        if name.encode(errors="ignore").decode() != name:  # could not be logged
+            raise ValueError(f"class folder {str(folder / name)!r}: its name is not UTF-8")
     return names
 
 
@@ -102,7 +105,8 @@ def read_image(path: str | Path, image_size: int | None = None, crop: bool = Fal
 
     To a square of `image_size`, where given, it is squeezed; or with `crop`, as the original code
     does for ImageNet, its middle is cut out, 7/8 of the shorter side. Raises ValueError if it
-    cannot be read, has more than 8 bits, or is larger than Pillow's limit against image bombs.
+    cannot be read, is grey of more than 8 bits, or is larger than Pillow's limit against image
+    bombs.
     """
     try:
         with Image.open(path) as image:

@@ -71,10 +71,10 @@ def load_network(path_or_name: str | Path, genotype: str | None = None) -> Netwo
     file is not there, damaged, or of no known form.
     """
     path = Path(path_or_name)
-    if not os.path.exists(path):  # unlike path.exists(), also False for names too long
-        if str(path_or_name) not in names():
-            raise ValueError(f"network {path}: neither a file nor one of {', '.join(names())}")
+    if str(path_or_name) in names():  # whatever files the working directory has
         path = _find(str(path_or_name))
+    elif not os.path.exists(path):  # unlike path.exists(), also False for names too long
+        raise ValueError(f"network {path}: neither a file nor one of {', '.join(names())}")
     path = path / "network.pt" if path.is_dir() else path
     content = load_file(path)
     try:
@@ -84,7 +84,9 @@ def load_network(path_or_name: str | Path, genotype: str | None = None) -> Netwo
             return _from_ours(content)
         return _from_state_dict(content, genotype)
     except ValueError as error:
-        raise ValueError(f"file {path}: {error}") from None
+        first, *keys = str(error).split("; ")
+        more = [f"{len(keys) - 5} more"] if len(keys) > 5 else keys[5:]
+        raise ValueError(f"file {path}: {'; '.join([first, *keys[:5], *more])}") from None
 
 
 def save_network(
@@ -150,9 +152,15 @@ def _from_state_dict(content: Any, genotype: str | None) -> Network:
             "darts_min.convert.supernet_from_quark0"
         )
     if form is None:
-        raise ValueError("neither a network file nor a state dict of the original code's or NNI's")
+        own = any(key.startswith("cells.0.edges.") for key in content)
+        raise ValueError(
+            "neither a network file nor a state dict of the original code's or NNI's"
+            + (", but one of this project's without its genotype: use save_network" if own else "")
+        )
     details = {}
     if form == "pytorchcv":
+        if genotype is not None:
+            raise ValueError("pytorchcv's network is DARTS_V2; leave --genotype out")
         network = network_from_pytorchcv(content)
     else:
         try:

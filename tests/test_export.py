@@ -1,5 +1,6 @@
 """Oracles: the network's own logits, at batch sizes that the export did not see; parse_genotype."""
 
+import errno
 import hashlib
 import json
 import sys
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 
 import darts_min.export
+import eval_pretrained
 from darts_min.convert import network_from_nni, network_from_quark0
 from darts_min.export import export_network
 from darts_min.files import load_file, write_atomically
 from darts_min.genotypes import Genotype, parse_genotype
 from darts_min.network import Network, fold_batch_norm
+from darts_min.weights import save_network
 
 # Every operation: strips, phases, both kinds of pooling, skips of both strides.
 GENOTYPE = Genotype(
@@ -193,6 +196,16 @@ def test_a_file_that_deviates_is_an_error_that_names_it(form, tmp_path, monkeypa
     with pytest.raises(RuntimeError, match=rf"{form}: its logits .* by 0\.5, more than 0\.0001"):
         export_network(network, tmp_path, 8, DETAILS)
     assert not (tmp_path / "export.json").exists()
+
+
+def test_a_full_disk_gives_one_line(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    save_network(make(), tmp_path / "w.pt", {})
+    monkeypatch.setattr(darts_min.export, "write_atomically", full)
+    with pytest.raises(SystemExit, match="No space left .*genotype.json'; what is in .*/e is us"):
+        eval_pretrained.main(["--weights", f"{tmp_path}/w.pt", "--export", f"{tmp_path}/e"])
 
 
 def test_without_the_onnx_packages_one_line_says_how_to_get_them(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -292,6 +293,16 @@ def test_a_bad_folder_is_named_in_one_line(tmp_path, part, old, new, says):
     with pytest.raises(ValueError, match=says) as error:
         found(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
+def test_a_class_that_could_not_be_logged_is_named(tmp_path):
+    write_images(tmp_path, sizes=((8, 8),))
+    for part in (b"train", b"test"):
+        folder = os.path.join(os.fsencode(tmp_path), part)
+        os.rename(os.path.join(folder, b"cat"), os.path.join(folder, b"caf\xe9"))
+    with pytest.raises(ValueError, match=r"caf\\udce9': its name is not UTF-8"):
+        found(tmp_path)
 
 
 def test_a_class_without_images_is_named(tmp_path):

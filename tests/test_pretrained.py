@@ -36,6 +36,7 @@ pytestmark = pytest.mark.parametrize("name", SHIPPED)
 
 def test_it_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # as after --export
     network = load_network(name)
     genotype, parameters, multiply_adds, _ = SHIPPED[name]
     assert name in names() and network.genotype == genotype

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import runpy
+import shlex
 import shutil
 import sys
 from contextlib import nullcontext
@@ -45,7 +46,7 @@ FINAL = [*DATA, "--init-channels", "2", "--num-cells", "3", "--cutout", "2"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """One short run of each script, each on the last one's output."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("all runs")
     search = train_search.main([*SEARCH, "--epochs", "2", "--out-dir", str(folder / "search")])
     final = train_final.main(
         [*FINAL, "--epochs", "2", "--genotype", search["out_dir"], "--out-dir", f"{folder}/final"]
@@ -91,9 +92,14 @@ def test_cosine_schedules_step_at_the_end_of_an_epoch(runs):
 
 
 def test_the_next_command_goes_on_with_the_same_data(runs):
-    log = (runs[0] / "search" / "log.txt").read_text()
-    data = "--dataset synthetic --data-dir data --image-size 8 --seed 0"
-    assert f"next: python train_final.py {data} --genotype {runs[1]['out_dir']}\n" in log
+    data = ["--dataset", "synthetic", "--data-dir", "data"]
+    for name, command in (
+        ("search", ["train_final.py", *data, "--image-size", "8", "--seed", "0", "--genotype"]),
+        ("final", ["eval_pretrained.py", *data, "--seed", "0", "--weights"]),
+    ):
+        last = (runs[0] / name / "log.txt").read_text().splitlines()[-1]
+        file = runs[0] / name / ("network.pt" if name == "final" else "")
+        assert shlex.split(last) == ["next:", "python", *command, str(file)]
 
 
 def test_drop_path_grows_linearly(runs):
@@ -660,7 +666,7 @@ def test_nnis_second_bn_is_kept_in_fine_tuning(tmp_path, pictures):
     train_final.main(arguments)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "genotype DARTS_V2, inferred from the operations" in log
-    assert "new: nothing; left out: nothing\n" in log
+    assert "new: nothing; left out: nothing; its classes have no names" in log
     assert load_network(tmp_path / "run").config["auxiliary_second_bn"]
 
 
@@ -787,7 +793,7 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--batch-size", "61"], "larger than the 60 images"),
     ("train_search", [*SEARCH, "--subset", "0"], "--subset 0"),
     ("train_search", [*SEARCH, "--subset", "99999"], "subset 99999"),
-    ("train_search", [*SEARCH, "--w-lr", "-1"], "-1"),
+    ("train_search", [*SEARCH, "--w-lr", "-1"], "--w-lr -1.0: must be"),
     (
         "train_search",
         [*SEARCH, "--w-lr", "5e-4"],
@@ -796,7 +802,7 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--seeds", "0", "--select-cells", "2"], "--select-cells 2: must be"),
     ("train_search", [*SEARCH, "--seeds", "0", "--space", "S9"], "S9"),
     ("train_search", [*SEARCH, "--space", "skip_connect", "--max-skips", "0"], "max_skips 0"),
-    ("train_search", [*SEARCH, "--order", "3"], "3"),
+    ("train_search", [*SEARCH, "--order", "3"], "--order: invalid choice: 3"),
     ("train_search", [*SEARCH, "--w-lr", "nan"], "--w-lr nan: must be in [0, inf)"),
     ("train_search", [*SEARCH, "--alpha-lr", "inf"], "--alpha-lr inf: must be in [0, inf)"),
     ("train_search", [*SEARCH, "--w-momentum", "1"], "--w-momentum 1.0: must be in [0, 1)"),
@@ -850,7 +856,7 @@ MISTAKES = [
     (
         "train_final",
         [*FINAL, "--genotype", UNKNOWN_OP.replace("conv_9x9', 0", "skip_connect', 2")],
-        "2",
+        "predecessor 2",
     ),
     ("train_final", [*FINAL, "--genotype", "DARTS_V2", "--num-cells", "2"], "num_cells 2"),
     (

@@ -100,9 +100,19 @@ def test_pytorchcvs_network_is_read_by_the_order_of_its_tensors(tmp_path):
         content[f"features.{unit}.body.layer{i}.{key.rpartition('.')[2]}"] = tensor
     torch.save(content, tmp_path / "w.pt")
     assert same(load_network(tmp_path / "w.pt"), network)
+    with pytest.raises(ValueError, match="w.pt: pytorchcv's network is DARTS_V2; leave --genotype"):
+        load_network(tmp_path / "w.pt", "DARTS_V1")
+    torch.save(WRAPPINGS["module."](content), tmp_path / "w.pt")
+    assert same(load_network(tmp_path / "w.pt"), network)
     torch.save(dict(list(content.items())[:-1]), tmp_path / "w.pt")
     with pytest.raises(ValueError, match="w.pt: state dict: "):
         load_network(tmp_path / "w.pt")
+
+
+def test_of_many_keys_that_do_not_fit_the_first_are_named(network, tmp_path):
+    torch.save(network_to_quark0(network), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r": \d+ keys do not fit: (missing [^;]*; ){6}\d+ more$"):
+        load_network(tmp_path / "w.pt", "DARTS_V1")
 
 
 class Hostile:
@@ -185,7 +195,9 @@ BAD_FILES = {
     "an array": (numpy_archive, "damaged, or was not"),
     "TorchScript": (torchscript, "damaged, or was not"),
     "a plain pickle": (written(lambda _: pickle.dumps({"a": 1})), "damaged, or was not"),
-    "a pickled module": (saved(lambda _: make()), r"\(darts_min.network.Network\).*state_dict\(\)"),
+    "a pickled module": (saved(lambda _: torch.nn.Linear(2, 2)), r"Linear\).*model.state_dict\(\)"),
+    "a pickled network": (saved(lambda _: make()), r"darts_min.network.Network\).*save_network\("),
+    "tensors of ours alone": (saved(lambda _: make().state_dict()), "genotype: use save_network"),
     "arguments beside it": (
         saved(lambda _: {"state_dict": {}, "args": argparse.Namespace()}),
         "argparse.Namespace",
