@@ -1,4 +1,4 @@
-"""The networks that ship. Oracles: their files, and the count of right answers on 500 images.
+"""The networks that ship. Oracles: their files, what is drawn, right answers on 500 images.
 
 The images are those of the model cards; the folder that holds them is `CIFAR10_FOLDER`, or
 `data/cifar10`.
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import darts_min
+import eval_pretrained
 from darts_min import load_network
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import Images, Loader
@@ -62,6 +63,13 @@ def test_torch_hub_gives_the_same_network(name):
     new = torch.hub.load(str(ROOT), name, source="local", pretrained=False)
     assert new.config == network.config and new.training
     assert not torch.equal(new.classifier.weight, network.classifier.weight)
+
+
+def test_it_knows_what_the_demo_draws(name):
+    pictures = eval_pretrained.main(["--demo", "--weights", name])
+    assert len(pictures) == 3
+    for drawing, likely in pictures.items():
+        assert drawing.split()[-1] == max(likely, key=likely.get)
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no images of CIFAR-10 in {FOLDER}")
