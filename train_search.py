@@ -8,7 +8,8 @@
     python train_search.py --dataset cifar10 --seeds 0 1 2 3 --select-epochs 100    # Sec. 3.2
 
 Expected on CIFAR-10 (paper, not run here): cells that reach 2.8-3.0 % test error after the final
-training; 1.5 (order 1) or 4 (order 2) GPU days on a GTX 1080 Ti. README has what was run here.
+training, being the best of four searches; these take 1.5 (order 1) or 4 (order 2) GPU days on a
+GTX 1080 Ti, the choice among them one more. README has what was run here.
 """
 
 import argparse
@@ -250,7 +251,7 @@ def train_epoch(
     autocast,
     progress,
     xi,
-    search,
+    train_alpha,
     args,
 ):
     """Train on `batches` by Alg. 1; `progress` gets the losses of the w steps."""
@@ -267,7 +268,7 @@ def train_epoch(
 
     for train_batch, val_batch in batches:
         # Alg. 1, line 1: update alpha by descending grad_alpha L_val(w - xi grad_w L_train, alpha).
-        if search:
+        if train_alpha:
             with autocast():
                 alpha_grads = architecture_gradient(
                     model,
@@ -433,7 +434,11 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             return evaluate(network, batches, num_classes, autocast, processes.sum)
 
         def grows_too_fast(history) -> bool:
-            return should_stop([record["signs"]["largest eigenvalue"] for record in history])
+            records = history[args.alpha_warmup_epochs :]  # of epochs in which alpha moved
+            return should_stop([record["signs"]["largest eigenvalue"] for record in records])
+
+        def save_picture(name, picture) -> None:
+            run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
 
         for epoch in progress.epochs():
             if args.early_stop and grows_too_fast(progress.history):
@@ -455,7 +460,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 autocast,
                 progress,
                 xi=progress.lr if args.order == 2 else 0.0,
-                search=args.method == "darts" and epoch >= args.alpha_warmup_epochs,
+                train_alpha=args.method == "darts" and epoch >= args.alpha_warmup_epochs,
                 args=args,
             )
             for scaler in (w_scaler, alpha_scaler):
@@ -512,11 +517,12 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             pictures = {}
             for kind, mix in zip(("normal", "reduce"), model.mixtures(), strict=True):
                 pictures[f"cell_{kind}"] = draw_cell(genotype, kind)
+                method = args.relaxation if args.method == "darts" else "random search"
                 pictures[f"alphas_{kind}"] = draw_alphas(
-                    mix.tolist(), model.primitives, f"{args.relaxation}, {kind} cell"
+                    mix.tolist(), model.primitives, f"{method}, {kind} cell"
                 )
             for name, picture in pictures.items():
-                run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
+                save_picture(name, picture)
             run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
             report_epoch = partial(report, model=model, record=record, pictures=pictures)
             run.report(report_epoch, epoch + 1)
@@ -535,8 +541,12 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             else:
                 progress.finish_epoch(record, keep=args.adapt_weight_decay)
 
+        found = progress.history[-1]
         if args.early_stop and grows_too_fast(progress.history):
-            genotype = parse_genotype(progress.history[-1 - WINDOW]["genotype"])
+            found = progress.history[-1 - WINDOW]
+            genotype = parse_genotype(found["genotype"])
+            for kind in ("normal", "reduce"):
+                save_picture(f"cell_{kind}", draw_cell(genotype, kind))
             run.log(
                 f"stopped early, at the genotype of {WINDOW} epochs ago: the largest eigenvalue "
                 "has grown too fast since then"
@@ -544,7 +554,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         # Again: the run may have ended before it was written.
         run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
         result = {
-            "arch_accuracy": progress.history[-1]["arch_accuracy"],
+            "arch_accuracy": found["arch_accuracy"],
             "genotype": format_genotype(genotype, "quark0"),
             "seconds": time.time() - progress.started,
             "device": str(device),
@@ -590,7 +600,7 @@ def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
             for seed in args.seeds:
                 settings = {"seed": seed, "seeds": None} | folder(f"search-{seed}")
                 found = search(argparse.Namespace(**vars(args) | settings), argv)
-                settings = folder(f"final-{seed}") | {"genotype": found["out_dir"]}
+                settings = folder(f"final-{seed}") | {"genotype": found["genotype"]}
                 results.append((seed, found, train_final.main(final_arguments(args, **settings))))
                 if run.signal is not None:  # between a search and a training
                     run.stop(run.signal)
@@ -632,7 +642,7 @@ def final_arguments(
 
 
 def next_command(args: argparse.Namespace, folder: str) -> str:
-    """Return the command that trains the cell of a run folder on the images of its search."""
+    """Return the command that trains the cell of a run folder on the dataset of its search."""
     command = ["python", "train_final.py"]
     if args.demo:
         command += ["--demo"]

@@ -81,15 +81,15 @@ class RunFolder:
             self._open(resume)
 
     def _open(self, resume: bool) -> None:
-        if resume and not any((self.path / name).is_file() for name in BEGUN):
+        try:
+            files = {f.name for f in self.path.iterdir()} if self.path.exists() else set()
+        except NotADirectoryError:
+            raise ValueError(f"run folder {self.path} is a file") from None
+        except OSError as error:
+            raise ValueError(f"run folder {self.path} cannot be read: {error.strerror}") from None
+        if resume and not files.intersection(BEGUN):
             raise ValueError(f"nothing to resume: {self.path / 'last.pt'} does not exist")
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"run folder {self.path} is a file")
-        if (
-            not resume
-            and self.path.is_dir()
-            and any(f.name != ".lock" for f in self.path.iterdir())
-        ):
+        if not resume and files - {".lock"}:
             raise ValueError(
                 f"run folder {self.path} exists and is not empty; choose another --out-dir"
                 + (", or continue it with --resume" if self.command else "")

@@ -306,6 +306,8 @@ def _torchvision_dataset(name: str, root: Path, image_size: int | None) -> Datas
         select = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
             parts.append(make(root, download=True, **select))
+        except ImportError as error:  # scipy, for svhn
+            raise ValueError(f"dataset {name} needs {error.name}: pip install it") from None
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(

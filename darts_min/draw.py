@@ -180,7 +180,7 @@ def draw_side_by_side(genotypes: Sequence[tuple[str, Genotype]]) -> Image.Image:
 def draw_alphas(
     mix: Sequence[Sequence[float]], primitives: Sequence[str], title: str
 ) -> Image.Image:
-    """Draw the softmax weights of every edge as a heat map; outline each edge's best operation.
+    """Draw the mixture weights of every edge as a heat map; outline each edge's best operation.
 
     `mix` is (edges, ops), edges in (node, predecessor) order. As in `choose_cell`, `none` cannot be
     best and the first of equals is.

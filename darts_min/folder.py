@@ -64,9 +64,12 @@ def find_files(root: str | Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
 
 
 def _class_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike folder.is_dir(), also False where one may not look
         raise ValueError(f"folder {folder} does not exist; wanted are DIR/train and DIR/test")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be read: {error.strerror}") from None
     if not names:
         raise ValueError(f"folder {folder} has no class folders")
     for name in names:

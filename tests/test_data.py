@@ -484,6 +484,15 @@ def test_torchvision_datasets_become_images_last_channel(monkeypatch, tmp_path, 
         assert data.train.images[2, 5, 7].tolist() == pixel.tolist()
 
 
+def test_a_package_that_a_dataset_needs_is_named(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(torchvision.datasets, "SVHN", fail)
+    with pytest.raises(ValueError, match="^dataset svhn needs scipy: pip install it$"):
+        load_dataset("svhn", tmp_path)
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no\nnetwork"), OSError("no route"), OSError()])
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_a_failed_download_names_the_alternatives(monkeypatch, tmp_path, name, error):

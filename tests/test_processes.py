@@ -103,7 +103,7 @@ def overflow_in_one(rank, folder):
         nullcontext,
         progress,
         xi=0.0,
-        search=False,
+        train_alpha=False,
         args=SimpleNamespace(grad_accum=1, w_grad_clip=5.0),
     )
     changed = sum(not torch.equal(*pair) for pair in zip(before, model.weights(), strict=True))

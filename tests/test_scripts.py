@@ -6,6 +6,7 @@ A user's mistake must give one line on stderr, exit code 2, and leave existing f
 import argparse
 import itertools
 import json
+import math
 import os
 import runpy
 import shlex
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import eval_pretrained
 import train_final
@@ -27,12 +29,13 @@ from darts_min import load_network
 from darts_min.architect import architecture_gradient
 from darts_min.checkpoint import RunFolder
 from darts_min.convert import network_to_nni, network_to_quark0
+from darts_min.draw import draw_cell
 from darts_min.finite import FiniteGuard
 from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.progress import Progress
-from darts_min.relaxations import Softmax
+from darts_min.relaxations import Gumbel, Softmax
 from darts_min.schedules import learning_rate_factor
 from darts_min.spaces import parse_space
 
@@ -339,31 +342,62 @@ def test_the_eigenvalue_sees_as_many_images_as_a_step_at_once(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
-    values = iter([1.0] * 5 + [1.2, 1.3, 1.4, 1.5, 1.6])  # their means: 1 and 1.4
-    monkeypatch.setattr(train_search, "largest_eigenvalue", lambda *_: next(values))
-    for draw in ("draw_cell", "draw_alphas"):
-        monkeypatch.setattr(train_search, draw, lambda *_: Image.new("RGB", (8, 8)))
-    arguments = [*SEARCH, "--epochs", "12", "--early-stop", "--hessian-every", "1"]
-    arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
-    monkeypatch.setattr(train_search, "parse_args", with_epochs(train_search.parse_args, 12))
-    result = train_search.main(arguments)
-    assert len(result["history"]) == 10
-    genotypes = [record["genotype"] for record in result["history"]]
-    assert len(set(genotypes[-6:])) > 1
-    assert result["genotype"] == genotypes[4] != genotypes[9]
-    assert parse_genotype(tmp_path / "run") == parse_genotype(genotypes[4])
-    assert "stopped early" in (tmp_path / "run" / "log.txt").read_text()
-    again = train_search.main([*arguments, "--resume"])
-    assert again["genotype"] == result["genotype"] and len(again["history"]) == 10
+    # Of two epochs of warm-up, which do not count; of ten others, their means: 1 and 1.4.
+    values = iter([0.1] * 2 + [1.0] * 5 + [1.2, 1.3, 1.4, 1.5, 1.6])
 
-
-def with_epochs(parse_args, epochs):
     def parse(argv):
         args = parse_args(argv)
-        args.epochs = epochs
+        args.epochs, args.alpha_warmup_epochs = 14, 2
         return args
 
-    return parse
+    parse_args = train_search.parse_args
+    monkeypatch.setattr(train_search, "parse_args", parse)
+    monkeypatch.setattr(train_search, "largest_eigenvalue", lambda *_: next(values))
+    monkeypatch.setattr(train_search, "draw_alphas", lambda *_: Image.new("RGB", (8, 8)))
+    arguments = [*SEARCH, "--early-stop", "--hessian-every", "1"]
+    arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
+    result = train_search.main(arguments)
+    assert len(result["history"]) == 12
+    genotypes = [record["genotype"] for record in result["history"]]
+    assert len(set(genotypes[-6:])) > 1
+    assert result["genotype"] == genotypes[6] != genotypes[11]
+    assert result["arch_accuracy"] == result["history"][6]["arch_accuracy"]
+    assert parse_genotype(tmp_path / "run") == parse_genotype(genotypes[6])
+    for kind in ("normal", "reduce"):
+        drawn = Image.open(tmp_path / "run" / f"cell_{kind}.png")
+        wanted = draw_cell(parse_genotype(genotypes[6]), kind)
+        assert np.array_equal(np.asarray(drawn), np.asarray(wanted))
+    assert "stopped early" in (tmp_path / "run" / "log.txt").read_text()
+    again = train_search.main([*arguments, "--resume"])
+    assert again["genotype"] == result["genotype"] and len(again["history"]) == 12
+
+
+def test_an_alpha_step_gets_what_the_arguments_say(tmp_path, monkeypatch):
+    """xi is the learning rate of w, in the second order; FairDARTS adds its penalty."""
+    steps = []
+
+    def spy(model, loss_fn, train_batch, val_batch, xi, w_optimizer, parts, penalty):
+        steps.append((xi, float(penalty([torch.full((5, 2), 2.0)] * 2))))
+        return [torch.zeros_like(alpha) for alpha in model.alphas()]
+
+    monkeypatch.setattr(train_search, "architecture_gradient", spy)
+    arguments = [*SEARCH, "--w-lr", "0.5", "--fast-dev-run", "--out-dir"]
+    train_search.main([*arguments, f"{tmp_path}/1"])
+    train_search.main([*arguments, f"{tmp_path}/2", "--order", "2"])
+    fair = ["--relaxation", "sigmoid", "--zero-one-weight", "7"]
+    train_search.main([*arguments, f"{tmp_path}/fair", *fair])
+    penalty = pytest.approx(-7 * (1 / (1 + math.exp(-2)) - 0.5) ** 2)
+    assert steps[::2] == [(0.0, 0.0), (0.5, 0.0), (0.0, penalty)]
+
+
+def test_what_is_scheduled_grows_linearly():
+    arguments = ["--relaxation", "gumbel", "--tau", "8", "2", "--search-drop-path", "0.4"]
+    args = train_search.parse_args(arguments)
+    for done, tau, drop_path in ((0, 8, 0), (0.5, 5, 0.2), (1, 2, 0.4)):
+        model, loader = SimpleNamespace(relaxation=Gumbel(0.0)), SimpleNamespace()
+        train_search.schedule(done, model, [loader], args)
+        assert (model.relaxation.tau, model.drop_path_prob) == pytest.approx((tau, drop_path))
+        assert loader.cutout_prob == done
 
 
 def test_alpha_warmup_leaves_the_alphas_alone(tmp_path, monkeypatch):
@@ -407,9 +441,11 @@ def test_every_method_and_space_searches(tmp_path, arguments):
     space = parse_space(result["args"]["space"])
     used = {op for op, _ in parse_genotype(result["genotype"]).normal}
     assert used <= set(space.primitives)
-    model = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
-    for name in ("alphas_normal", "alphas_reduce"):
-        assert model[name].isfinite().all() and model[name].abs().max() > 0
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    model, alpha_state = state["model"], state["alpha_optimizer"]["state"]
+    for i, name in enumerate(("alphas_normal", "alphas_reduce")):
+        assert model[name].isfinite().all()
+        assert result["args"]["method"] == "random" or alpha_state[i]["exp_avg"].abs().max() > 0
         if result["args"]["method"] == "random":
             assert set(model[name].flatten().tolist()) == {0.0, 1.0}
     signs = result["history"][0]["signs"]
@@ -530,7 +566,7 @@ def test_a_batch_in_parts_trains_like_the_whole(order):
                 (scaler, scaler),
                 *rest,
                 xi=0.1 * (order - 1),
-                search=True,
+                train_alpha=True,
                 args=args,
             )
         assert model.sizes == {8 // grad_accum}
@@ -556,11 +592,20 @@ def test_compiled_cells_train_like_uncompiled_ones(tmp_path, script):
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_amp_trains_in_both_halves_of_the_step(tmp_path, amp, device):
+def test_amp_trains_in_both_halves_of_the_step(tmp_path, monkeypatch, amp, device):
+    dtypes = []  # of the logits: of w and alpha, twice
+    loss_fn = F.cross_entropy
+
+    def spy(logits, target, **more):
+        dtypes.append(logits.dtype)
+        return loss_fn(logits, target, **more)
+
+    monkeypatch.setattr(F, "cross_entropy", spy)
     arguments = [*SEARCH, "--amp", amp, "--fast-dev-run", "--device", device]
     arguments += ["--out-dir", f"{tmp_path}/run"]
     result = train_search.main(arguments)
     assert np.isfinite(result["history"][0]["train_loss"])
+    assert dtypes[:4] == [torch.bfloat16 if amp == "bf16" else torch.float16] * 4
     state = torch.load(tmp_path / "run" / "last.pt", map_location="cpu", weights_only=True)
     assert state["model"]["alphas_normal"].isfinite().all()
 
@@ -850,6 +895,8 @@ MISTAKES = [
     ("train_search", ["--demo", "--out-dir", "runs/demo-search"], "exists and is not empty"),
     ("train_search", [*SEARCH, "--out-dir", "DIR/exists", "--resume"], "nothing to resume"),
     ("train_search", [*SEARCH, "--out-dir", "DIR/page.pt"], "is a file"),
+    ("train_search", [*SEARCH, "--out-dir", "n" * 300], "cannot be read: File name too long"),
+    ("train_search", [*FOLDER, "n" * 300], "does not exist"),
     ("train_final", FINAL, "--genotype is needed"),
     ("train_final", [*FINAL, "--genotype", "DARTS_V9"], "DARTS_V9"),
     ("train_final", [*FINAL, "--genotype", UNKNOWN_OP], "conv_9x9"),
