@@ -650,7 +650,7 @@ def next_command(args: argparse.Namespace, folder: str) -> str:
         command += ["--dataset", args.dataset, "--data-dir", args.data_dir]
         command += ["--image-size", str(args.image_size)] if args.image_size else []
     command += ["--seed", str(args.seed)] if args.dataset == "synthetic" else []
-    return shlex.join([*command, "--genotype", str(folder)])
+    return shlex.join([*command, "--genotype", folder])
 
 
 def report(writer, model, record, pictures) -> None:

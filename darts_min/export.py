@@ -61,9 +61,10 @@ def export_network(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        is_used = any(folder.iterdir())
     except OSError as error:
         raise ValueError(f"export folder {folder} cannot be made: {error}") from None
-    if any(folder.iterdir()):
+    if is_used:
         raise ValueError(f"export folder {folder} exists and is not empty")
     network = deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*network.parameters(), *network.buffers()):  # else channels-last goes along

@@ -63,10 +63,10 @@ def names() -> list[str]:
 def load_network(path_or_name: str | Path, genotype: str | None = None) -> Network:
     """Load a network of any form as a Network in evaluation mode, in float32, on the CPU.
 
-    Takes a file, a run folder of train_final.py, or one of `names()`. A state dict of another code
-    needs its `genotype` (in any form that `parse_genotype` reads) unless it is a published one that
-    `infer_genotype` recognises; then `.details["inferred"]` is its name, because a cell with the
-    same operations on other states cannot be told from it. Otherwise `.details` are what
+    Takes one of `names()`, else a file or a run folder of train_final.py. A state dict of another
+    code needs its `genotype` (in any form that `parse_genotype` reads) unless it is a published one
+    that `infer_genotype` recognises; then `.details["inferred"]` is its name, because a cell with
+    the same operations on other states cannot be told from it. Otherwise `.details` are what
     `save_network` was given. Code in a file is never run. Raises a ValueError of one line if the
     file is not there, damaged, or of no known form.
     """
