@@ -63,15 +63,15 @@ def names() -> list[str]:
 def load_network(path_or_name: str | Path, genotype: str | None = None) -> Network:
     """Load a network of any form as a Network in evaluation mode, in float32, on the CPU.
 
-    Takes one of `names()`, else a file or a run folder of train_final.py. A state dict of another
-    code needs its `genotype` (in any form that `parse_genotype` reads) unless it is a published one
-    that `infer_genotype` recognises; then `.details["inferred"]` is its name, because a cell with
-    the same operations on other states cannot be told from it. Otherwise `.details` are what
+    Takes a file, one of `names()`, or a run folder of train_final.py. A state dict of another code
+    needs its `genotype` (in any form that `parse_genotype` reads) unless it is a published one that
+    `infer_genotype` recognises; then `.details["inferred"]` is its name, because a cell with the
+    same operations on other states cannot be told from it. Otherwise `.details` are what
     `save_network` was given. Code in a file is never run. Raises a ValueError of one line if the
     file is not there, damaged, or of no known form.
     """
     path = Path(path_or_name)
-    if str(path_or_name) in names():  # whatever files the working directory has
+    if str(path_or_name) in names() and not os.path.isfile(path):
         path = _find(str(path_or_name))
     elif not os.path.exists(path):  # unlike path.exists(), also False for names too long
         raise ValueError(f"network {path}: neither a file nor one of {', '.join(names())}")
