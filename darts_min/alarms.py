@@ -1,7 +1,7 @@
 """Is the cell any good? Signs of a search that goes wrong, read from the supernet."""
 
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -63,19 +63,19 @@ def rule_disagreements(model: Supernet) -> int:
 
 @torch.no_grad()
 def discretised(model: Supernet, genotype: Genotype) -> Supernet:
-    """Return a copy with the same weights, in which the genotype's operations alone are mixed in.
+    """Return a supernet of the same weights that mixes in the operations of `genotype` alone.
 
-    Each with weight 1, as in the network that will be trained; the others are not computed.
+    Each has weight 1, as in the network that will be trained; the others are not computed. The two
+    supernets share their parameters.
     """
-    discrete, mixes = deepcopy(model), []
+    discrete = copy(model)
+    discrete.fixed_mixtures = []
     for kind, mix in zip(KINDS, model.mixtures(), strict=True):
         cell = getattr(genotype, kind)
         columns = [model.primitives.index(op) for op, _ in cell]
         mix = torch.zeros_like(mix)
         mix[kept_edges(cell), columns] = 1
-        mixes.append(mix)
-    discrete.mixtures = lambda random: mixes
-    discrete.chosen = lambda mix, kind: (mix != 0).tolist()
+        discrete.fixed_mixtures.append(mix)
     return discrete
 
 

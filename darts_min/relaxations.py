@@ -30,7 +30,8 @@ class Gumbel(Softmax):
     """GDAS (arXiv 1910.04465, Sec. 3.2): one operation per edge, drawn from the softmax.
 
     The gradient is that of the Gumbel-softmax of temperature `tau` (to be scheduled), as far as it
-    passes through the drawn operation; the others are not computed.
+    passes through the drawn operation; the others are not computed, and the supernet gives their
+    weights gradient 0.
     """
 
     is_sparse = True

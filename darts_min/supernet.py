@@ -126,9 +126,11 @@ class Supernet(nn.Module):
     space (spaces.py): with `choices`, the alphas are (edges, choices of an edge), and operations
     have weights on all edges, but are computed and trained where they may be chosen only. With
     `partial` K > 1 the cells work on 1/K of their channels, and edges have weights of their own
-    (PC-DARTS). Plain attributes: `relaxation`; `drop_path_prob`; `checkpoint_cells`, with which
-    autograd keeps only what goes from cell to cell, and the backward pass computes each cell again:
-    the same bits, less memory, more time. Raises ValueError on impossible sizes.
+    (PC-DARTS). Plain attributes: `relaxation`; `drop_path_prob`; `fixed_mixtures`, two tensors
+    (edges, ops) that take the place of what the alphas say, where operations of weight 0 are not
+    computed; `checkpoint_cells`, with which autograd keeps only what goes from cell to cell, and
+    the backward pass computes each cell again: the same bits, less memory, more time. Raises
+    ValueError on impossible sizes.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Supernet(nn.Module):
             )
         self.num_nodes, self.primitives = num_nodes, tuple(primitives)
         self.relaxation, self.drop_path_prob, self.checkpoint_cells = Softmax(), 0.0, False
+        self.fixed_mixtures: list[Tensor] | None = None
         c_prev_prev = c_prev = 3 * init_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, c_prev, 3, padding=1, bias=False),
@@ -220,8 +223,10 @@ class Supernet(nn.Module):
     def mixtures(self, random: bool = False) -> list[Tensor]:
         """Return the mixture weights of the normal and the reduction cell, each (edges, ops).
 
-        The relaxation's mean, or as it draws them in training.
+        They are `fixed_mixtures` if set, else the relaxation's mean, or its draw in training.
         """
+        if self.fixed_mixtures is not None:
+            return self.fixed_mixtures
         relax = self.relaxation.draw if random else self.relaxation.mean
         kinds = ((self.alphas_normal, self.betas_normal), (self.alphas_reduce, self.betas_reduce))
         mixes = []
@@ -238,15 +243,14 @@ class Supernet(nn.Module):
         everywhere = values.new_full((len(values), len(self.primitives)), elsewhere)
         return everywhere.scatter(1, self.columns[kind], values)
 
-    def chosen(self, mix: Tensor, kind: int) -> Chosen:
-        """Return which operations of `mix` (edges by source state) to compute; None: all."""
-        if self.training and self.relaxation.is_sparse:
-            return (mix != 0).tolist()
-        return self.allowed[kind]
-
     def forward(self, x: Tensor) -> Tensor:
         mixes = [mix.index_select(0, self.edge_order) for mix in self.mixtures(self.training)]
-        chosen = [self.chosen(mix, kind) for kind, mix in enumerate(mixes)]
+        chosen = self.allowed
+        if self.fixed_mixtures is not None or (self.training and self.relaxation.is_sparse):
+            drawn = [mix.detach() != 0 for mix in mixes]
+            chosen = [mask.tolist() for mask in drawn]
+            # What is not computed has gradient 0: a straight-through estimator alone has others.
+            mixes = [mix * mask for mix, mask in zip(mixes, drawn, strict=True)]
         drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
         out = self.stem(x)
         s0 = s1 = F.relu(out)
