@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from darts_min.arguments import check_ranges
+from darts_min.arguments import check_ranges, parse_flags, refuse_unused
 from darts_min.checkpoint import Patient, RunFolder, versions
 from darts_min.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.data import (
@@ -42,6 +42,14 @@ from darts_min.runs import free_folder
 from darts_min.weights import load_network
 
 SHIPPED = "s2_c16_l8_cifar10"
+PICTURES = {"weights", "genotype", "device", "image_size", "batch_size"}
+# The arguments that are used when no dataset is evaluated.
+USED_BY = {
+    "demo": PICTURES,
+    "image": PICTURES,
+    "export": {"weights", "genotype", "device", "image_size"},
+}
+ONLY_WITH = {"in_memory": ("dataset", "folder"), "num_workers": ("dataset", "folder")}
 # The images that the other codes train on, by stem.
 ORIGINAL = {
     "cifar": {
@@ -65,10 +73,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
-    def error(message: str) -> None:
-        raise ValueError(message)
-
-    parser.error = error
     run = parser.add_argument_group("run")
     run.add_argument("--demo", action="store_true", help="classify drawings made here; offline")
     run.add_argument("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
@@ -90,11 +94,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     net = parser.add_argument_group("network")
     net.add_argument("--weights", default=SHIPPED, help="a name, a network file of any form, a run")
     net.add_argument("--genotype", help="of a state dict, where it is not recognised")
-    args = parser.parse_args(argv)
-    modes = [f"--{name}" for name in ("demo", "image", "export") if getattr(args, name)]
-    if len(modes) > 1:
-        raise ValueError(f"{' and '.join(modes)}: one at a time")
+    args, given = parse_flags(parser, argv, lambda args: {})
     check_ranges(vars(args))
+    refuse_unused(args, given, ONLY_WITH)
+    modes = [name for name in USED_BY if getattr(args, name)]
+    if len(modes) > 1:
+        raise ValueError(f"{' and '.join(f'--{name}' for name in modes)}: one at a time")
+    for mode in modes:
+        for name in sorted(given - USED_BY[mode] - {mode}):
+            raise ValueError(f"--{name.replace('_', '-')}: not with --{mode}, which ignores it")
     return args
 
 

@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from darts_min.arguments import check_ranges
+from darts_min.arguments import check_ranges, parse_flags, refuse_unused
 from darts_min.checkpoint import table, versions
 from darts_min.cost import check_cost, count_multiply_adds, count_parameters
 from darts_min.data import (
@@ -113,6 +113,15 @@ RECIPES = {
     },
 }
 SIZES = ("init_channels", "num_cells", "stem")
+LEARNING_RATES = ("w_lr", "w_lr_min")
+# Flags that one choice alone uses: the argument which chooses, and its values.
+ONLY_WITH = {
+    "w_lr_min": ("w_schedule", "cosine"),
+    "w_lr_decay": ("w_schedule", "exponential"),
+    "w_momentum": ("w_optimizer", "sgd"),
+    "in_memory": ("dataset", "folder"),
+    "num_workers": ("dataset", "folder"),
+}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -121,10 +130,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
-    def error(message: str) -> None:
-        raise ValueError(message)
-
-    parser.error = error
     run = parser.add_argument_group("run")
     run.add_argument("--demo", action="store_true", help="offline, small, after the search's demo")
     run.add_argument("--recipe", choices=RECIPES, default="darts", help="defaults")
@@ -173,16 +178,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
     opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
     opt.add_argument("--label-smoothing", type=float, default=0.0, help="of the training loss")
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args([flag for flag in argv if flag not in ("-h", "--help")])
-    parser.set_defaults(**RECIPES[args.recipe] | (DEMO if args.demo else {}))
-    if args.init_from is not None:  # the sizes are the file's; a fifth of the learning rate
-        rates = {name: parser.get_default(name) / 5 for name in ("w_lr", "w_lr_min")}
-        parser.set_defaults(**dict.fromkeys(SIZES), **rates)
-    if args.freeze_features:
-        parser.set_defaults(auxiliary_weight=0.0, drop_path_prob=0.0)
-    args = parser.parse_args(argv)  # explicit flags win
+
+    def presets(args: argparse.Namespace) -> dict:
+        result = RECIPES[args.recipe] | (DEMO if args.demo else {})
+        if args.init_from is not None:  # the sizes are the file's; a fifth of the learning rate
+            rates = {name: result.get(name, parser.get_default(name)) for name in LEARNING_RATES}
+            result |= dict.fromkeys(SIZES) | {name: rate / 5 for name, rate in rates.items()}
+        if args.freeze_features:
+            result |= {"auxiliary_weight": 0.0, "drop_path_prob": 0.0}
+        return result
+
+    args, given = parse_flags(parser, argv, presets)
     check_ranges(vars(args))
+    refuse_unused(args, given, ONLY_WITH)
     if args.init_from is not None:
         for name in SIZES:
             if getattr(args, name) is not None:

@@ -29,16 +29,16 @@ from tqdm import tqdm
 
 import train_final
 from darts_min.alarms import (
-    WINDOW,
+    LOOK_BACK,
     discretised,
-    largest_eigenvalue,
+    eigenvalue_that_fits,
     should_stop,
     signs_of_collapse,
 )
 from darts_min.architect import architecture_gradient
-from darts_min.arguments import check_ranges
+from darts_min.arguments import check_ranges, parse_flags, refuse_unused
 from darts_min.batches import generator_of
-from darts_min.checkpoint import BEGUN, table, versions
+from darts_min.checkpoint import BEGUN, RunFolder, table, versions
 from darts_min.cost import count_multiply_adds, count_parameters
 from darts_min.data import (
     DATASETS,
@@ -84,19 +84,33 @@ DEMO = {
     "select_channels": 8,
     "select_cells": 3,
 }
-# What the papers of the relaxations changed in the recipe; GDAS also anneals tau (--tau).
+WITHOUT_NONE = ",".join(PRIMITIVES[1:])
+# What the scripts of the papers change in the recipe. GDAS also anneals tau (--tau), and
+# FairDARTS' alphas start at 0.
 RELAXATIONS = {
     "softmax": {},
-    "gumbel": {"epochs": 250},
-    "dirichlet": {"w_lr": 0.1, "w_lr_min": 0.0, "alpha_lr": 6e-4, "alpha_warmup_epochs": 10},
+    "gumbel": {"epochs": 250, "batch_size": 256, "w_weight_decay": 5e-4, "w_nesterov": True},
+    "dirichlet": {
+        "w_lr": 0.1,
+        "w_lr_min": 0.0,
+        "alpha_lr": 6e-4,
+        "alpha_warmup_epochs": 10,
+        "space": WITHOUT_NONE,
+    },
     "sigmoid": {
         "w_lr": 0.005,
         "batch_size": 128,
         "alpha_lr": 3e-3,
         "alpha_betas": [0.9, 0.999],
-        "space": ",".join(PRIMITIVES[1:]),
+        "space": WITHOUT_NONE,
     },
-    "partial": {"w_lr": 0.1, "batch_size": 256, "alpha_lr": 6e-4, "alpha_warmup_epochs": 15},
+    "partial": {
+        "w_lr": 0.1,
+        "w_lr_min": 0.0,
+        "batch_size": 256,
+        "alpha_lr": 6e-4,
+        "alpha_warmup_epochs": 15,
+    },
 }
 # NNI's tutorial, first run: no clipping, schedule or momentum; w by Adam.
 PLAIN = {
@@ -107,6 +121,26 @@ PLAIN = {
     "w_weight_decay": 1e-4,
     "w_grad_clip": 0.0,
 }
+# Flags that one choice alone uses: the argument which chooses, and its values.
+LEARNING = ("method", "darts")
+ONLY_WITH = {
+    "tau": ("relaxation", "gumbel"),
+    "zero_one_weight": ("relaxation", "sigmoid"),
+    "partial": ("relaxation", "partial"),
+    "candidates": ("method", "random"),
+    "relaxation": LEARNING,
+    "order": LEARNING,
+    "alpha_warmup_epochs": LEARNING,
+    "alpha_lr": LEARNING,
+    "alpha_betas": LEARNING,
+    "alpha_weight_decay": LEARNING,
+    "early_stop": LEARNING,
+    "adapt_weight_decay": LEARNING,
+    "max_skips": LEARNING,
+    "compile": LEARNING,
+    "w_momentum": ("w_optimizer", "sgd"),
+    "w_nesterov": ("w_optimizer", "sgd"),
+}
 ALPHAS = ("alphas_", "betas_")
 
 
@@ -116,10 +150,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
-    def error(message: str) -> None:
-        raise ValueError(message)
-
-    parser.error = error
     run = parser.add_argument_group("run")
     run.add_argument("--demo", action="store_true", help="offline, small, under 2 minutes")
     run.add_argument("--recipe", choices=("darts", "plain"), default="darts", help="defaults")
@@ -167,6 +197,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--w-lr", type=float, default=0.025, help="at the start (A.1.1)")
     opt.add_argument("--w-lr-min", type=float, default=1e-3, help="cosine ends here (paper: 0)")
     opt.add_argument("--w-momentum", type=float, default=0.9, help="of SGD")
+    opt.add_argument(
+        "--w-nesterov",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Nesterov's momentum in SGD",
+    )
     opt.add_argument("--w-weight-decay", type=float, default=3e-4, help="l2, of the weights")
     opt.add_argument("--w-grad-clip", type=float, default=5.0, help="l2 norm; 0: off")
     opt.add_argument("--on-nonfinite", choices=("stop", "skip"), default="stop", help="loss, grad")
@@ -174,41 +210,36 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     opt.add_argument("--alpha-betas", type=float, nargs=2, default=[0.5, 0.999], help="of Adam")
     opt.add_argument("--alpha-weight-decay", type=float, default=1e-3, help="l2, of alpha")
     signs = parser.add_argument_group("signs of a bad cell")
-    signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: off, less memory")
+    signs.add_argument("--hessian-every", type=int, default=1, help="epochs; 0: off")
     signs.add_argument("--early-stop", action="store_true", help="by the eigenvalue (RobustDARTS)")
-    signs.add_argument("--adapt-weight-decay", action="store_true", help="go back, triple w's")
+    signs.add_argument("--adapt-weight-decay", action="store_true", help="go back, decay of w x 10")
     signs.add_argument("--max-skips", type=int, help="in the normal cell (P-DARTS: 2)")
     select = parser.add_argument_group("selection among several searches (Sec. 3.2)")
     select.add_argument("--seeds", type=int, nargs="+", help="search once with each of these")
     select.add_argument("--select-epochs", type=int, default=100, help="to train each cell found")
     select.add_argument("--select-channels", type=int, default=36, help="of its network")
     select.add_argument("--select-cells", type=int, default=20, help="of its network")
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args([flag for flag in argv if flag not in ("-h", "--help")])
-    for chosen, defaults in (
-        (True, RELAXATIONS[args.relaxation]),
-        (args.method == "random", {"hessian_every": 0}),
-        (args.recipe == "plain", PLAIN),
-        (args.demo, DEMO),
-        (args.demo and args.method == "darts", {"hessian_every": 3}),
-    ):
-        if chosen:
-            parser.set_defaults(**defaults)  # explicit flags still win
-    args = parser.parse_args(argv)
+    args, given = parse_flags(parser, argv, presets)
     check_ranges(vars(args))
-    for flag in ("--early-stop", "--adapt-weight-decay"):
-        if getattr(args, flag[2:].replace("-", "_")) and args.hessian_every != 1:
-            raise ValueError(f"{flag} needs --hessian-every 1, not {args.hessian_every}")
+    refuse_unused(args, given, ONLY_WITH)
+    if args.seeds is None:
+        for name in sorted(given & {"select_epochs", "select_channels", "select_cells"}):
+            raise ValueError(f"--{name.replace('_', '-')}: only with --seeds")
+    elif "seed" in given:
+        raise ValueError("--seed and --seeds: one or the other")
+    if args.method == "random" and args.hessian_every:
+        raise ValueError("--hessian-every: only 0 with --method random, whose alphas learn nothing")
+    for flag in ("early_stop", "adapt_weight_decay"):
+        if getattr(args, flag) and not args.hessian_every:
+            raise ValueError(f"--{flag.replace('_', '-')} needs the eigenvalue: --hessian-every 1")
     if args.early_stop and args.adapt_weight_decay:
         raise ValueError("--early-stop and --adapt-weight-decay: one or the other")
-    if args.method == "random":
-        for flag in ("--compile", "--early-stop", "--hessian-every", "--max-skips"):
-            if getattr(args, flag[2:].replace("-", "_")):
-                raise ValueError(f"{flag}: not with --method random, whose alphas learn nothing")
-        if args.relaxation != "softmax":
-            raise ValueError(f"--relaxation {args.relaxation}: not with --method random")
-    elif args.relaxation == "gumbel" and args.compile:
+    if args.relaxation == "gumbel" and args.compile:
         raise ValueError("--compile: not with --relaxation gumbel, each of whose steps differs")
+    if args.w_nesterov and not args.w_momentum:
+        raise ValueError("--w-nesterov: needs a --w-momentum above 0")
+    if args.w_nesterov and args.order == 2:
+        raise ValueError("--order 2: its virtual step has no --w-nesterov (--no-w-nesterov)")
     if args.w_lr_min > args.w_lr:
         raise ValueError(f"--w-lr-min {args.w_lr_min}: must be at most --w-lr, {args.w_lr}")
     parse_space(args.space)
@@ -221,6 +252,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         args.epochs, args.alpha_warmup_epochs = 1, 0
         args.hessian_every = min(args.hessian_every, 1)
     return args
+
+
+def presets(args: argparse.Namespace) -> dict:
+    """Return the defaults that hang on the arguments chosen; of two, the later one wins."""
+    result = dict(RELAXATIONS[args.relaxation])
+    if args.method == "random":
+        result["hessian_every"] = 0
+    if args.recipe == "plain":
+        result |= PLAIN
+    if "adam" in (args.w_optimizer, result.get("w_optimizer")) or args.order == 2:
+        result["w_nesterov"] = False
+    if args.demo:
+        result |= DEMO | ({"hessian_every": 3} if args.method == "darts" else {})
+    return result
 
 
 def choose_relaxation(args: argparse.Namespace, space: Space) -> Softmax:
@@ -374,6 +419,8 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
     uncompiled = compile_cells(model) if args.compile else nullcontext
     processes.equalise(model.parameters())
     for alpha in model.alphas():
+        if args.relaxation == "sigmoid":
+            alpha.data.zero_()
         alpha.requires_grad_(False)  # in the w step; architecture_gradient sees to its own
 
     if args.w_optimizer == "sgd":
@@ -382,6 +429,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             args.w_lr,
             args.w_momentum,
             weight_decay=args.w_weight_decay,
+            nesterov=args.w_nesterov,
             foreach=True,  # one call for all tensors, on the CPU too
         )
     else:
@@ -429,13 +477,23 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             on_all = max(1, args.candidates // 10) + 1
             evaluation = (args.candidates * part + on_all * num_batches) / 3
 
+        # The Hessian takes several times the memory of a step: fewer images where that is short.
+        hessian_images = args.batch_size // args.grad_accum
+        hessian_images = max(2, hessian_images // 8) if args.checkpoint_cells else hessian_images
+        before = [record["eigenvalue_images"] for record in progress.history]
+        hessian_images = min([hessian_images, *filter(None, before)])
+
         def evaluate_on(number, network):
             batches = progress.evaluation(itertools.islice(eval_loader, number))
             return evaluate(network, batches, num_classes, autocast, processes.sum)
 
         def grows_too_fast(history) -> bool:
+            every = max(1, args.hessian_every)
             records = history[args.alpha_warmup_epochs :]  # of epochs in which alpha moved
-            return should_stop([record["signs"]["largest eigenvalue"] for record in records])
+            if (len(records) - 1) % every:
+                return False
+            values = [record["signs"].get("largest eigenvalue") for record in records[::every]]
+            return should_stop(values, every)
 
         def save_picture(name, picture) -> None:
             run.attempt(f"{name}.png", partial(picture.save, run / f"{name}.png"))
@@ -478,11 +536,16 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 if args.method == "darts":  # a random search's alphas are one cell already
                     val = evaluate_on(limit, model)
                 eigenvalue = None
-                if args.hessian_every and (epoch + 1) % args.hessian_every == 0:
-                    batch = [t.chunk(args.grad_accum)[0] for t in next(iter(eval_loader))]
-                    eigenvalue = largest_eigenvalue(
-                        model, F.cross_entropy, batch, processes.average
+                # In the first epoch that moves alpha, and every so many before and after it.
+                since = epoch - args.alpha_warmup_epochs
+                if args.hessian_every and since % args.hessian_every == 0 and hessian_images:
+                    progress.save()  # before memory is asked for more than the training took
+                    tried, batch = hessian_images, next(iter(eval_loader))
+                    eigenvalue, hessian_images = eigenvalue_that_fits(
+                        model, F.cross_entropy, batch, tried, processes
                     )
+                    if hessian_images < tried:
+                        report_memory(run, args, tried, hessian_images)
 
             train_loss, train_accuracy = progress.means()
             skipped = progress.guard.skipped
@@ -501,6 +564,7 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
                 "seconds": time.time() - progress.epoch_started,
                 "genotype": format_genotype(genotype, "quark0"),
                 "signs": signs,
+                "eigenvalue_images": hessian_images,
             }
             run.log(
                 f"epoch {epoch + 1:3d}/{args.epochs}  lr {record['lr']:.4f}  "
@@ -527,10 +591,11 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
             report_epoch = partial(report, model=model, record=record, pictures=pictures)
             run.report(report_epoch, epoch + 1)
             (group,) = w_optimizer.param_groups
-            decay = 3 * group["weight_decay"]  # DARTS-ADA, and its limit: RobustDARTS' repository
-            adapts = args.adapt_weight_decay and 0 < decay <= 0.025
+            # Factor and limit of RobustDARTS' script for DARTS-ADA (1e-9: of rounding).
+            decay = 10 * group["weight_decay"]
+            adapts = args.adapt_weight_decay and 0 < decay <= 0.03 + 1e-9
             if adapts and grows_too_fast([*progress.history, record]):
-                progress.go_back(epoch + 1 - WINDOW)
+                progress.go_back(epoch + 1 - LOOK_BACK * args.hessian_every)
                 (group,) = w_optimizer.param_groups
                 group["weight_decay"] = decay
                 run.log(
@@ -543,12 +608,13 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
 
         found = progress.history[-1]
         if args.early_stop and grows_too_fast(progress.history):
-            found = progress.history[-1 - WINDOW]
+            back = LOOK_BACK * args.hessian_every
+            found = progress.history[-1 - back]
             genotype = parse_genotype(found["genotype"])
             for kind in ("normal", "reduce"):
                 save_picture(f"cell_{kind}", draw_cell(genotype, kind))
             run.log(
-                f"stopped early, at the genotype of {WINDOW} epochs ago: the largest eigenvalue "
+                f"stopped early, at the genotype of {back} epochs ago: the largest eigenvalue "
                 "has grown too fast since then"
             )
         # Again: the run may have ended before it was written.
@@ -570,6 +636,26 @@ def search(args: argparse.Namespace, argv: list[str] | None) -> dict:
         run.log(f"next: {next_command(args, str(run.path))}")
         run.check_written()
     return result
+
+
+def report_memory(run: RunFolder, args: argparse.Namespace, tried: int, fits: int) -> None:
+    """Say that the eigenvalue is of fewer images from now on, or left out; ValueError if needed."""
+    if fits:
+        run.log(
+            f"out of memory: the largest eigenvalue of {tried} images does not fit; from here on "
+            f"it is that of {fits}"
+        )
+    elif args.early_stop or args.adapt_weight_decay:
+        flag = "--early-stop" if args.early_stop else "--adapt-weight-decay"
+        raise ValueError(
+            f"{flag} needs the largest eigenvalue, which does not fit into memory, even of two "
+            f"images; start anew with fewer --init-channels or without {flag}"
+        )
+    else:
+        run.log(
+            "out of memory: the largest eigenvalue does not fit, even of two images; the search "
+            "goes on without it, as with --hessian-every 0"
+        )
 
 
 def select(args: argparse.Namespace, argv: list[str] | None) -> dict:
@@ -632,7 +718,8 @@ def final_arguments(
     same = ("dataset", "data_dir", "image_size", "subset", "batch_size", "grad_accum", "seed")
     same += ("device", "amp", "channels_last", "checkpoint_minutes", "on_nonfinite")
     values |= {name: getattr(args, name) for name in same if getattr(args, name) is not None}
-    values |= {"in_memory": "always"}  # as the search has them
+    if args.dataset == "folder":
+        values |= {"in_memory": "always"}  # as the search has them
     flags = ["holdout"] + ["resume"] * resume
     flags += [
         name for name in ("demo", "fast_dev_run", "compile", "deterministic") if getattr(args, name)

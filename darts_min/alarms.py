@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from darts_min.genotypes import Genotype, kept_edges
+from darts_min.processes import Processes
 from darts_min.supernet import Supernet
 
 KINDS = ("normal", "reduce")
@@ -134,17 +135,53 @@ def largest_eigenvalue(
         basis.append(w / size)
 
 
-WINDOW = 5  # epochs
+def eigenvalue_that_fits(
+    model: Supernet,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    batch: tuple[Tensor, Tensor],
+    images: int,
+    processes: Processes,
+) -> tuple[float | None, int]:
+    """Return the largest eigenvalue of the first `images` of a batch, and their number.
 
-
-def should_stop(eigenvalues: Sequence[float], window: int = WINDOW, factor: float = 0.75) -> bool:
-    """Apply the early stopping of RobustDARTS (Sec. 4.3) to the eigenvalues of all epochs so far.
-
-    Stop if their mean over `window` epochs, `window` epochs ago, is less than `factor` of that of
-    now; the genotype to take is that of `window` epochs ago.
+    Where memory ends, half as many are tried, and so on; None if it does not hold two. Of several
+    processes, which must compute alike, one that runs out of memory raises the error.
     """
-    if len(eigenvalues) < 2 * window:
+    while images > 1:
+        part = batch[0][:images], batch[1][:images]
+        try:
+            return largest_eigenvalue(model, loss_fn, part, processes.average), images
+        except RuntimeError as error:
+            if processes.number > 1 or not is_out_of_memory(error):
+                raise
+        images //= 2  # out here, the error no longer holds the tensors
+    return None, 0
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether `error` is PyTorch's for a GPU, or for the CPU, without memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+# The genotype that early stopping takes is so many eigenvalues older than the newest one.
+LOOK_BACK = 6
+
+
+def should_stop(eigenvalues: Sequence[float | None], every: int = 1) -> bool:
+    """Apply the early stopping of RobustDARTS (Sec. 4.3, as in its code) after the newest epoch.
+
+    `eigenvalues` are those of the epochs 0, `every`, 2 * `every`, ...; None where one is missing.
+    With e the newest epoch and a mean over five eigenvalues in a row: stop if the mean that ends
+    with e is more than 1.3 times the mean that ends four eigenvalues earlier. The genotype to take
+    is that of epoch e - `LOOK_BACK` * `every`, in the middle of the earlier five; before that one
+    is epoch 10, the search goes on.
+    """
+    window, delta, factor, first_epoch = 5, 4, 1.3, 10
+    newest = len(eigenvalues) - 1
+    if (newest - LOOK_BACK) * every < first_epoch:
         return False
-    now = sum(eigenvalues[-window:]) / window
-    before = sum(eigenvalues[-2 * window : -window]) / window
-    return now > 0 and before / now < factor
+    recent = list(eigenvalues)[-window - delta :]
+    if len(recent) < window + delta or None in recent:
+        return False
+    now, before = sum(recent[delta:]) / window, sum(recent[:window]) / window
+    return before > 0 and now / before > factor

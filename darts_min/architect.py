@@ -22,8 +22,9 @@ def architecture_gradient(
     """Return d L_val(w'(alpha), alpha) / d alpha, one tensor for each of `model.alphas()`.
 
     With `xi` = 0, w' = w: first order. With `xi` > 0, w' = w - xi * (momentum * buffer +
-    grad_w L_train(w, alpha) + weight_decay * w), the step that `w_optimizer` (SGD) would take with
-    learning rate `xi`, not clipped; without an optimizer, plain gradient descent. Then Eq. 7:
+    grad_w L_train(w, alpha) + weight_decay * w), the step that `w_optimizer` (SGD, not Nesterov's)
+    would take with learning rate `xi`, not clipped; without an optimizer, plain gradient descent.
+    Then Eq. 7:
     grad_alpha L_val(w', alpha) - xi * grad2_{alpha,w} L_train(w, alpha) grad_w' L_val(w', alpha),
     where the last product is a finite difference (Eq. 8).
 

@@ -1,5 +1,8 @@
-"""In which ranges the scripts' numbers make sense."""
+"""Command lines: presets of defaults, valid ranges, flags that would be ignored."""
 
+import argparse
+import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 RANGES = {
@@ -58,3 +61,43 @@ def check_ranges(args: dict[str, Any]) -> None:
         raise ValueError(
             f"--grad-accum {args['grad_accum']}: must divide --batch-size, {args['batch_size']}"
         )
+
+
+def parse_flags(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    presets: Callable[[argparse.Namespace], dict[str, Any]],
+) -> tuple[argparse.Namespace, set[str]]:
+    """Return the arguments, and the names of those that the user gave.
+
+    `presets(args)` returns other defaults, which hang on what the user chose; what the user gave
+    wins. `--help` shows the defaults that result. Raises ValueError instead of ending the process.
+    """
+
+    def error(message: str) -> None:
+        raise ValueError(message)
+
+    parser.error = error
+    argv = sys.argv[1:] if argv is None else argv
+    defaults = vars(parser.parse_args([]))
+    parser.set_defaults(**dict.fromkeys(defaults))  # None: not given
+    given = vars(parser.parse_args([flag for flag in argv if flag not in ("-h", "--help")]))
+    given = {name: value for name, value in given.items() if value is not None}
+    parser.set_defaults(**defaults)
+    parser.set_defaults(**presets(argparse.Namespace(**defaults | given)))
+    return parser.parse_args(argv), set(given)
+
+
+def refuse_unused(
+    args: argparse.Namespace, given: Collection[str], only_with: dict[str, tuple[str, ...]]
+) -> None:
+    """Raise a ValueError that names the first given argument that these `args` do not use.
+
+    `only_with` maps an argument to the one that it belongs to, and the values which use it.
+    """
+    for name, (other, *values) in only_with.items():
+        value = getattr(args, other)
+        if name in given and value not in values:
+            flag, other = (f"--{word.replace('_', '-')}" for word in (name, other))
+            needed = " or ".join(f"{other} {value}" for value in values)
+            raise ValueError(f"{flag}: only with {needed}, not with {other} {value}")

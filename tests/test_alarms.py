@@ -1,6 +1,8 @@
 """Oracles: the whole Hessian, mixtures written out edge by edge, hand-made eigenvalues."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from darts_min.architect import architecture_gradient
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.relaxations import Gumbel, Softmax
 from darts_min.supernet import Supernet
+
+GOLDEN = Path(__file__).parent / "golden" / "successors"
 
 
 def make(num_nodes=2, **options):
@@ -130,11 +134,47 @@ def test_the_discretised_supernet_mixes_one_operation_with_weight_one():
     assert not torch.equal(logits, make(num_nodes=3).eval()(x))
 
 
-def test_early_stopping_compares_windows_of_five_epochs():
-    flat = [1.0] * 5
-    assert not alarms.should_stop(flat + [2.0] * 4)  # too early to say
-    assert alarms.should_stop(flat + [1.34] * 5)
-    assert not alarms.should_stop(flat + [1.33] * 5)
-    assert not alarms.should_stop([9.0] * 5 + flat)
-    assert alarms.should_stop([9.0] * 7 + flat + [1.5] * 5)
-    assert not alarms.should_stop([-1.0] * 10)
+@pytest.mark.parametrize("every", [1, 2])
+def test_early_stopping_stops_where_robustdarts_tracker_does(every):
+    golden = torch.load(GOLDEN / "robustdarts_S1.pt", weights_only=True)["stops"]
+    stopped = 0
+    for case in golden:
+        values = case["eigenvalues"][::every]
+        newest = [i for i in range(len(values)) if alarms.should_stop(values[: i + 1], every)]
+        found = [newest[0] * every, (newest[0] - alarms.LOOK_BACK) * every] if newest else None
+        assert found == case[f"ev_freq_{every}"]
+        stopped += found is not None
+    assert len(golden) == 40 and 10 < stopped < 40
+
+
+def test_early_stopping_needs_every_eigenvalue_of_its_two_means():
+    values = [1.0] * 13 + [2.0] * 4
+    assert alarms.should_stop(values)
+    for i in range(17):
+        missing = [*values[:i], None, *values[i + 1 :]]
+        assert alarms.should_stop(missing) == (i < 8)
+    assert not alarms.should_stop(values[1:])  # the genotype would be that of epoch 9
+    assert not alarms.should_stop([-value for value in values])
+
+
+@pytest.mark.parametrize("memory, images", [(16, 16), (5, 4), (2, 2), (1, 0)])
+def test_the_eigenvalue_is_of_as_many_images_as_memory_holds(monkeypatch, memory, images):
+    def compute(model, loss_fn, batch, average):
+        assert [len(t) for t in batch] == [len(batch[0])] * 2
+        if len(batch[0]) > memory:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return float(len(batch[0]))
+
+    monkeypatch.setattr(alarms, "largest_eigenvalue", compute)
+    batch, alone = (torch.zeros(16, 1), torch.zeros(16)), SimpleNamespace(number=1, average=None)
+    found = alarms.eigenvalue_that_fits(None, None, batch, 16, alone)
+    assert found == (float(images) or None, images)
+
+
+def test_a_cpu_without_memory_is_told_from_another_error(monkeypatch):
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(2**60)
+    assert alarms.is_out_of_memory(full.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not alarms.is_out_of_memory(other.value)

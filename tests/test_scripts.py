@@ -25,13 +25,13 @@ from torch.nn import functional as F
 import eval_pretrained
 import train_final
 import train_search
-from darts_min import load_network
+from darts_min import alarms, load_network
 from darts_min.architect import architecture_gradient
 from darts_min.checkpoint import RunFolder
 from darts_min.convert import network_to_nni, network_to_quark0
 from darts_min.draw import draw_cell
 from darts_min.finite import FiniteGuard
-from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.progress import Progress
@@ -302,13 +302,13 @@ def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
     arguments = [*SEARCH, "--epochs", "2", "--hessian-every", "2", "--max-skips", "0"]
     result = train_search.main([*arguments, "--out-dir", f"{tmp_path}/run"])
     first, second = (record["signs"] for record in result["history"])
-    assert "largest eigenvalue" not in first and np.isfinite(second["largest eigenvalue"])
-    assert set(first) | {"largest eigenvalue"} == set(second)
+    assert "largest eigenvalue" not in second and np.isfinite(first["largest eigenvalue"])
+    assert set(second) | {"largest eigenvalue"} == set(first)
     assert second["skips in the cell/normal"] == 0
     assert "'skip_connect'" not in result["genotype"].split("reduce=")[0]
-    last = (tmp_path / "run" / "log.txt").read_text().split("epoch   2/2")[1].splitlines()[0]
-    accuracy = result["arch_accuracy"] - second["accuracy lost in discretisation"]
-    assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in last
+    line = (tmp_path / "run" / "log.txt").read_text().split("epoch   1/2")[1].splitlines()[0]
+    accuracy = result["history"][0]["arch_accuracy"] - first["accuracy lost in discretisation"]
+    assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in line
     arguments += ["--epochs", "3", "--hessian-every", "0"]  # its memory may be lacking
     again = train_search.main([*arguments, "--out-dir", f"{tmp_path}/run", "--resume"])
     assert len(again["history"]) == 3 and "largest eigenvalue" not in again["history"][2]["signs"]
@@ -334,50 +334,92 @@ def test_the_eigenvalue_sees_as_many_images_as_a_step_at_once(tmp_path, monkeypa
         sizes.append([len(t) for t in batch])
         return 1.0
 
-    monkeypatch.setattr(train_search, "largest_eigenvalue", spy)
+    monkeypatch.setattr(alarms, "largest_eigenvalue", spy)
     arguments = [*SEARCH, "--fast-dev-run", "--hessian-every", "1", "--batch-size", "12"]
     train_search.main([*arguments, "--grad-accum", "3", "--out-dir", f"{tmp_path}/run"])
     assert sizes == [[4, 4]]
 
 
+@pytest.mark.parametrize("flags", [[], ["--early-stop"], ["--adapt-weight-decay"]])
+def test_a_search_outlives_an_eigenvalue_that_memory_does_not_hold(tmp_path, monkeypatch, flags):
+    def full(*_):
+        assert RunFolder(tmp_path / "run", resume=True).has_checkpoint()  # saved before
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(alarms, "largest_eigenvalue", full)
+    arguments = [*SEARCH, "--fast-dev-run", "--hessian-every", "1", *flags]
+    arguments += ["--out-dir", f"{tmp_path}/run"]
+    if flags:
+        with pytest.raises(ValueError, match=f"{flags[0]} needs the largest eigenvalue"):
+            train_search.main(arguments)
+    else:
+        (record,) = train_search.main(arguments)["history"]
+        assert "largest eigenvalue" not in record["signs"]
+        assert (tmp_path / "run" / "log.txt").read_text().count("out of memory: the largest") == 1
+
+
+def test_fewer_images_are_taken_for_the_eigenvalue_from_then_on(tmp_path, monkeypatch):
+    sizes = []
+
+    def compute(model, loss_fn, batch, *_):
+        sizes.append(len(batch[0]))
+        if len(batch[0]) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 1.0
+
+    monkeypatch.setattr(alarms, "largest_eigenvalue", compute)
+    arguments = [*SEARCH, "--hessian-every", "1", "--batch-size", "20", "--out-dir"]
+    arguments += [f"{tmp_path}/run", "--epochs"]
+    history = train_search.main([*arguments, "2"])["history"]
+    assert sizes == [20, 10, 5, 5]
+    assert [record["eigenvalue_images"] for record in history] == [5, 5]
+    assert "of 20 images does not fit; from here" in (tmp_path / "run" / "log.txt").read_text()
+    train_search.main([*arguments, "3", "--resume"])
+    assert sizes[4:] == [5]
+    cells = [*SEARCH, "--fast-dev-run", "--hessian-every", "1", "--batch-size", "20"]
+    train_search.main([*cells, "--checkpoint-cells", "--out-dir", f"{tmp_path}/cells"])
+    assert sizes[5:] == [2]
+
+
 @pytest.mark.slow
 def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
-    # Of two epochs of warm-up, which do not count; of ten others, their means: 1 and 1.4.
-    values = iter([0.1] * 2 + [1.0] * 5 + [1.2, 1.3, 1.4, 1.5, 1.6])
+    # Two epochs of warm-up, which do not count; then means of 1 and, in epoch 16 (from 0), 1.32.
+    values = iter([0.1] * 2 + [1.0] * 13 + [1.4] * 4)
 
     def parse(argv):
         args = parse_args(argv)
-        args.epochs, args.alpha_warmup_epochs = 14, 2
+        args.epochs, args.alpha_warmup_epochs = 20, 2
         return args
 
     parse_args = train_search.parse_args
     monkeypatch.setattr(train_search, "parse_args", parse)
-    monkeypatch.setattr(train_search, "largest_eigenvalue", lambda *_: next(values))
+    monkeypatch.setattr(alarms, "largest_eigenvalue", lambda *_: next(values))
     monkeypatch.setattr(train_search, "draw_alphas", lambda *_: Image.new("RGB", (8, 8)))
     arguments = [*SEARCH, "--early-stop", "--hessian-every", "1"]
     arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
     result = train_search.main(arguments)
-    assert len(result["history"]) == 12
+    assert len(result["history"]) == 19
     genotypes = [record["genotype"] for record in result["history"]]
-    assert len(set(genotypes[-6:])) > 1
-    assert result["genotype"] == genotypes[6] != genotypes[11]
-    assert result["arch_accuracy"] == result["history"][6]["arch_accuracy"]
-    assert parse_genotype(tmp_path / "run") == parse_genotype(genotypes[6])
+    assert len(set(genotypes[-7:])) > 1
+    assert result["genotype"] == genotypes[12] != genotypes[18]
+    assert result["arch_accuracy"] == result["history"][12]["arch_accuracy"]
+    assert parse_genotype(tmp_path / "run") == parse_genotype(genotypes[12])
     for kind in ("normal", "reduce"):
         drawn = Image.open(tmp_path / "run" / f"cell_{kind}.png")
-        wanted = draw_cell(parse_genotype(genotypes[6]), kind)
+        wanted = draw_cell(parse_genotype(genotypes[12]), kind)
         assert np.array_equal(np.asarray(drawn), np.asarray(wanted))
     assert "stopped early" in (tmp_path / "run" / "log.txt").read_text()
     again = train_search.main([*arguments, "--resume"])
-    assert again["genotype"] == result["genotype"] and len(again["history"]) == 12
+    assert again["genotype"] == result["genotype"] and len(again["history"]) == 19
 
 
 def test_an_alpha_step_gets_what_the_arguments_say(tmp_path, monkeypatch):
-    """xi is the learning rate of w, in the second order; FairDARTS adds its penalty."""
-    steps = []
+    """xi is the learning rate of w, in the second order; FairDARTS has a penalty, and alphas of 0."""
+    steps, largest = [], []
 
     def spy(model, loss_fn, train_batch, val_batch, xi, w_optimizer, parts, penalty):
         steps.append((xi, float(penalty([torch.full((5, 2), 2.0)] * 2))))
+        largest.append(float(model.alphas_normal.abs().max()))
         return [torch.zeros_like(alpha) for alpha in model.alphas()]
 
     monkeypatch.setattr(train_search, "architecture_gradient", spy)
@@ -388,6 +430,7 @@ def test_an_alpha_step_gets_what_the_arguments_say(tmp_path, monkeypatch):
     train_search.main([*arguments, f"{tmp_path}/fair", *fair])
     penalty = pytest.approx(-7 * (1 / (1 + math.exp(-2)) - 0.5) ** 2)
     assert steps[::2] == [(0.0, 0.0), (0.5, 0.0), (0.0, penalty)]
+    assert largest[0] > 0 and largest[4] == 0
 
 
 def test_what_is_scheduled_grows_linearly():
@@ -506,9 +549,16 @@ def test_a_relaxation_s_defaults_are_those_of_its_paper():
     partial = of("partial")
     names = ("partial", "alpha_warmup_epochs", "w_lr", "alpha_lr", "batch_size", "epochs")
     assert [partial[name] for name in names] == [4, 15, 0.1, 6e-4, 256, 50]
+    assert partial["w_lr_min"] == 0
     assert of("partial", "--w-lr", "0.2")["w_lr"] == 0.2
+    names = ("batch_size", "w_weight_decay", "w_nesterov", "epochs", "w_lr", "w_lr_min")
+    gumbel = of("gumbel")
+    assert [gumbel[name] for name in names] == [256, 5e-4, True, 250, 0.025, 1e-3]
+    for others in (["--w-optimizer", "adam"], ["--order", "2"], ["--recipe", "plain"]):
+        assert not of("gumbel", *others)["w_nesterov"]
     assert of("sigmoid")["zero_one_weight"] == 10
-    assert "none" not in of("sigmoid")["space"]
+    for without_none in ("sigmoid", "dirichlet"):
+        assert parse_space(of(without_none)["space"]).primitives == PRIMITIVES[1:]
     assert of("dirichlet")["alpha_lr"] == 6e-4
     assert of("softmax") == vars(train_search.parse_args([]))
 
@@ -861,8 +911,8 @@ MISTAKES = [
     ),
     ("train_search", [*SEARCH, "--grad-accum", "0"], "--grad-accum 0"),
     ("train_search", [*SEARCH, "--max-skips", "-1"], "--max-skips -1"),
-    ("train_search", [*SEARCH, "--early-stop"], "--early-stop needs --hessian-every 1, not 0"),
-    ("train_search", [*SEARCH, "--adapt-weight-decay"], "--adapt-weight-decay needs --hessian-"),
+    ("train_search", [*SEARCH, "--early-stop"], "--early-stop needs the eigenvalue"),
+    ("train_search", [*SEARCH, "--adapt-weight-decay"], "--adapt-weight-decay needs the "),
     (
         "train_search",
         [*SEARCH, "--hessian-every", "1", "--early-stop", "--adapt-weight-decay"],
@@ -874,9 +924,26 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--relaxation", "gumbel", "--tau", "10", "0"], "--tau 0.0"),
     ("train_search", [*SEARCH, "--relaxation", "gumbel", "--compile"], "--compile: not with"),
     ("train_search", [*SEARCH, "--relaxation", "partial"], "init_channels 2: must be a multiple"),
-    ("train_search", [*SEARCH, "--method", "random", "--max-skips", "2"], "--max-skips: not with"),
-    ("train_search", [*SEARCH, "--method", "random", "--relaxation", "gumbel"], "gumbel: not with"),
+    ("train_search", [*SEARCH, "--method", "random", "--max-skips", "2"], "--max-skips: only with"),
+    ("train_search", [*SEARCH, "--method", "random", "--relaxation", "gumbel"], "--method random"),
     ("train_search", [*SEARCH, "--method", "random", "--candidates", "0"], "--candidates 0"),
+    ("train_search", [*SEARCH, "--tau", "5", "1"], "--tau: only with --relaxation gumbel"),
+    ("train_search", [*SEARCH, "--zero-one-weight", "5"], "only with --relaxation sigmoid, not"),
+    ("train_search", [*SEARCH, "--partial", "4"], "--partial: only with --relaxation partial, not"),
+    ("train_search", [*SEARCH, "--candidates", "9"], "--candidates: only with --method random"),
+    ("train_search", [*SEARCH, "--method", "random", "--order", "2"], "--order: only with --met"),
+    ("train_search", [*SEARCH, "--method", "random", "--alpha-lr", "1"], "--alpha-lr: only with"),
+    ("train_search", [*SEARCH, "--w-optimizer", "adam", "--w-momentum", "0.5"], "-optimizer sgd"),
+    ("train_search", [*SEARCH, "--select-epochs", "5"], "--select-epochs: only with --seeds"),
+    ("train_search", [*SEARCH, "--seeds", "1", "--seed", "2"], "--seed and --seeds: one or"),
+    ("train_search", [*SEARCH, "--w-nesterov", "--order", "2"], "--order 2: its virtual step"),
+    ("train_search", [*SEARCH, "--w-nesterov", "--w-momentum", "0"], "--w-nesterov: needs a"),
+    ("train_final", [*FINAL, *V2, "--w-lr-decay", "0.9"], "only with --w-schedule exponential"),
+    ("train_final", [*FINAL, *V2, "--w-schedule", "one-cycle", "--w-lr-min", "0"], "cosine, not"),
+    ("train_final", [*FINAL, *V2, "--in-memory", "never"], "--in-memory: only with --dataset fol"),
+    ("train_final", [*FINAL, *V2, "--num-workers", "2"], "--num-workers: only with --dataset"),
+    ("eval_pretrained", ["--demo", "--dataset", "svhn"], "--dataset: not with --demo"),
+    ("eval_pretrained", ["--export", "DIR/e", "--out-dir", "DIR/o"], "--out-dir: not with --exp"),
     ("train_search", [*SEARCH, "--seeds", "0", "-1"], "--seeds -1"),
     ("train_search", [*SEARCH, "--seeds", "0", "--out-dir", "DIR/exists"], "is not empty"),
     (

@@ -99,17 +99,17 @@ def decay_from(epoch, decay):
 
 @pytest.mark.slow
 def test_adapted_weight_decay_is_a_run_with_that_decay_from_the_epoch_gone_back_to(run, tmp_path):
-    flags = ["--epochs", "11", "--hessian-every", "1"]
+    flags = ["--epochs", "18", "--hessian-every", "1"]
     adapts = [*flags, "--adapt-weight-decay"]
-    grows = [1.0] * 5 + [2.0] * 5  # 1 / 2 is less than 0.75: at epoch 10, back to 5
+    grows = [1.0] * 13 + [2.0] * 4  # 1.8 / 1 is more than 1.3: at the end of epoch 17, back to 11
 
-    plain = partial(decay_from, 5, 3 * 3e-4)
+    plain = partial(decay_from, 11, 10 * 3e-4)
     assert run("search", tmp_path / "plain", *flags, fault=plain).wait() == 0
     child = run("search", tmp_path / "adapts", *adapts, fault=partial(eigenvalues, *grows))
     assert child.wait() == 0
-    assert "back to the end of epoch 5, with weight decay 0.0009" in child.printed()
+    assert "back to the end of epoch 11, with weight decay 0.003" in child.printed()
     assert_same_result(tmp_path / "adapts", tmp_path / "plain")
-    # Three times nothing is no way on.
+    # Ten times nothing is no way on.
     none = [*adapts, "--w-weight-decay", "0"]
     child = run("search", tmp_path / "none", *none, fault=partial(eigenvalues, *grows))
     assert child.wait() == 0 and "back to" not in child.printed()
@@ -122,7 +122,7 @@ def test_adapted_weight_decay_is_a_run_with_that_decay_from_the_epoch_gone_back_
     assert_same_result(killed, tmp_path / "plain")
     events = EventAccumulator(str(killed))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [*range(1, 12)]
+    assert [event.step for event in events.Scalars("loss/train")] == [*range(1, 19)]
 
 
 def write_half_and_die(path, mode):
