@@ -414,7 +414,7 @@ def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
 
 
 def test_an_alpha_step_gets_what_the_arguments_say(tmp_path, monkeypatch):
-    """xi is the learning rate of w, in the second order; FairDARTS has a penalty, and alphas of 0."""
+    """xi is the rate of w in the second order; FairDARTS has a penalty, and its alphas are 0."""
     steps, largest = [], []
 
     def spy(model, loss_fn, train_batch, val_batch, xi, w_optimizer, parts, penalty):
