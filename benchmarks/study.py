@@ -44,7 +44,7 @@ def run(main, flags: list[str], folder: Path) -> dict:
             script.load_dataset = load_dataset
         begun = ["--resume"] if (folder / "args.json").exists() else []
         main([*flags, "--out-dir", str(folder), *begun])
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def stopped(history: list[dict]) -> str | None:
