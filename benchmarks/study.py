@@ -50,7 +50,7 @@ def search(method: str, seed: int, data_dir: str, out_dir: Path) -> str:
         epochs = [{key: record[key] for key in kept} for record in found["history"]]
         result_file.parent.mkdir(exist_ok=True)
         result = {"method": method, "seed": seed, "flags": flags, "epochs": epochs}
-        result_file.write_text(json.dumps(result))
+        result_file.write_text(json.dumps(result), encoding="utf-8")
     return name
 
 

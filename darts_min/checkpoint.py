@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,13 +30,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Patient:
-    """A text stream on which a full disk, or a reader that has gone away, is no error."""
+    """A text stream on which a full disk, or a reader that has gone away, is no error.
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
+    A character that its encoding lacks is written as `\\u732b`; without a stream, nothing is.
+    """
+
+    def __init__(self, stream: TextIO | None):  # None: Python found it closed
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
 
     def write(self, text: str) -> None:
-        self._attempt(self.stream.write, text)
+        try:
+            self._attempt(self.stream.write, text)
+        except UnicodeEncodeError:
+            encoding = self.stream.encoding
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            self._attempt(self.stream.write, text)
 
     def flush(self) -> None:
         self._attempt(self.stream.flush)
@@ -155,15 +164,16 @@ class RunFolder:
             raise SystemExit(f"error: not everything could be written to {self.path}: {listed}")
 
     def log(self, line: str) -> None:
-        if self.is_first:
-            self.write(line)
-            sys.stdout.flush()
+        """Add `line` to `log.txt`, then print it."""
 
         def append() -> None:
-            with open(self / "log.txt", "a", encoding="utf-8") as file:
+            with open(self / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
 
         self.attempt("log.txt", append)
+        if self.is_first:
+            self.write(line)
+            sys.stdout.flush()
 
     def report(self, write: Callable[[SummaryWriter], None], step: int) -> None:
         """Let `write` add to TensorBoard's files, from `step` on.
@@ -181,7 +191,11 @@ class RunFolder:
                 self.writer = None  # it does not recover; the next report begins a new file
                 raise
 
-        self.attempt("TensorBoard's file", flushed)
+        try:
+            self.attempt("TensorBoard's file", flushed)
+        except UnicodeEncodeError:
+            line = f"no file for TensorBoard, which takes names in UTF-8 only: {self.path}"
+            warnings.warn(line, stacklevel=1)  # from here: once for a run
 
     def save_checkpoint(self, state: dict[str, Any], also_as: str | None = None) -> None:
         """Write `last.pt`, keep the one before as `previous.pt`; first write `also_as`, to stay."""
@@ -244,7 +258,8 @@ def table(values: dict[str, Any]) -> str:
     rows = [
         (name, html.escape(str(value)).replace("|", "&#124;")) for name, value in values.items()
     ]
-    return "\n".join(["| argument | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+    text = "\n".join(["| argument | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+    return text.encode(errors="backslashreplace").decode()  # a folder's name may be no UTF-8
 
 
 def versions() -> dict[str, str]:

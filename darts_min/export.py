@@ -95,7 +95,7 @@ def export_network(
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         write_atomically(folder / "network.pt2", buffer.getvalue())
-        readers["network.pt2"] = lambda path: torch.export.load(path).module()
+        readers["network.pt2"] = _read_program
         if reason := _write_onnx(program, folder / "network.onnx"):
             left_out["network.onnx"] = reason
         else:
@@ -189,12 +189,18 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> str | None
     return None
 
 
+def _read_program(path: Path) -> Run:
+    content = io.BytesIO(path.read_bytes())  # PyTorch takes paths in UTF-8 only
+    return torch.export.load(content).module()
+
+
 def _read_onnx(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    content = path.read_bytes()  # ONNX Runtime takes paths in UTF-8 only
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

@@ -57,7 +57,7 @@ def resumable_folder(path: str | Path, args: dict[str, Any]) -> Path:
         raise ValueError(f"there is no run folder {path} with a checkpoint to resume")
     for _, folder in folders:
         try:
-            before = json.loads((folder / "args.json").read_text())
+            before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
             check_same_arguments(args, before)
         except (OSError, ValueError):
             continue
