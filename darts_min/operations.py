@@ -96,16 +96,17 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class _Concatenate(torch.autograd.Function):
+    # Where no input needs a gradient, Dynamo (2.14.1) leaves ctx out if there are as many inputs as
+    # parameters, here two. With `channels` and `memory_format` among the inputs, there are more.
     @staticmethod
-    def forward(ctx, *tensors: Tensor) -> Tensor:
-        ctx.channels = [tensor.size(1) for tensor in tensors]
-        ctx.memory_format = memory_format_of(tensors[0])
+    def forward(ctx, *inputs) -> Tensor:
+        ctx.channels, ctx.memory_format, *tensors = inputs
         return torch.cat(tensors, dim=1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         parts = grad.split(ctx.channels, dim=1)
-        return tuple(part.contiguous(memory_format=ctx.memory_format) for part in parts)
+        return None, None, *(part.contiguous(memory_format=ctx.memory_format) for part in parts)
 
 
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:
@@ -114,23 +115,24 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     Those of torch.cat are views of one wide tensor, and the CPU's BN takes 30 times as long for
     them in its backward (73 ms, not 2.6, for (128, 16, 32, 32) in channels-last memory).
     """
-    return _Concatenate.apply(*tensors)
+    channels = [tensor.size(1) for tensor in tensors]
+    return _Concatenate.apply(channels, memory_format_of(tensors[0]), *tensors)
 
 
 class _Subsample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, *offsets: int) -> tuple[Tensor, ...]:
+    def forward(ctx, x: Tensor, offsets: tuple[int, ...]) -> tuple[Tensor, ...]:
         ctx.shape, ctx.memory_format, ctx.offsets = x.shape, memory_format_of(x), offsets
         return tuple(x[:, :, i::2, i::2] for i in offsets)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
         grad_x = torch.zeros_like(
             grads[0].new_empty(1).expand(ctx.shape), memory_format=ctx.memory_format
         )
         for i, grad in zip(ctx.offsets, grads, strict=True):
             grad_x[:, :, i::2, i::2] = grad
-        return grad_x, *(None for _ in ctx.offsets)
+        return grad_x, None
 
 
 def subsample(x: Tensor, *offsets: int) -> tuple[Tensor, ...]:
@@ -138,7 +140,7 @@ def subsample(x: Tensor, *offsets: int) -> tuple[Tensor, ...]:
 
     The gradient is one tensor in the memory format of `x`; slices would make a contiguous one each.
     """
-    return _Subsample.apply(x, *offsets)
+    return _Subsample.apply(x, offsets)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
