@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_final
 import train_search
 from darts_min.architect import architecture_gradient
-from darts_min.device import choose_autocast, compile_cells, keep_freed_memory
+from darts_min.device import choose_autocast, choose_device, compile_cells, keep_freed_memory
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.supernet import Supernet
@@ -91,6 +91,24 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(tmp_path, main, flags):
     assert "aten::convolution_backward" in recorder.names
     pattern = re.compile("|".join(NOT_DETERMINISTIC.values()))
     assert not [name for name in recorder.names if pattern.search(name)]
+
+
+@pytest.mark.parametrize(
+    "backend, flag",
+    [
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    ],
+)
+def test_a_gpu_adds_up_in_float32(backend, flag):
+    before = getattr(backend, flag)
+    try:
+        setattr(backend, flag, True)
+        choose_device("cpu")
+        assert getattr(backend, flag) is False
+    finally:
+        setattr(backend, flag, before)
 
 
 @pytest.mark.parametrize("native", [True, False])
