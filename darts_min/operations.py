@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Norm = Callable[[int], nn.Module]
 
@@ -159,6 +160,22 @@ class PointwiseConv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, groups=groups)
 
 
+def fold(convs: Sequence[nn.Conv2d], bn: nn.Module) -> nn.Module:
+    """Let `convs`, which make the channels of `bn` one after the other, do its work in evaluation.
+
+    Returns what takes its place: nothing for a BatchNorm2d; another module stays.
+    """
+    if not isinstance(bn, nn.BatchNorm2d):
+        return bn
+    sizes = [conv.out_channels for conv in convs]
+    parts = (t.split(sizes) for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+    for conv, mean, var, weight, bias in zip(convs, *parts, strict=True):
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, var, bn.eps, weight, bias
+        )
+    return nn.Identity()
+
+
 class ConvBN(nn.Module):
     """1x1 convolution, BN: brings a cell's input to the cell's channel count."""
 
@@ -169,6 +186,9 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
+
+    def fold_bn(self) -> None:
+        self.bn = fold([self.conv], self.bn)
 
 
 class SepConv(nn.Module):
@@ -191,6 +211,10 @@ class SepConv(nn.Module):
         x = F.relu(self.bn1(self.pointwise1(self.depthwise1(x))), inplace=True)
         return self.bn2(self.pointwise2(self.depthwise2(x)), *scale)
 
+    def fold_bn(self) -> None:
+        self.bn1 = fold([self.pointwise1], self.bn1)
+        self.bn2 = fold([self.pointwise2], self.bn2)
+
 
 class DilConv(nn.Module):
     """Depthwise convolution of dilation 2, pointwise convolution, BN, on `to_phases` of the input.
@@ -207,6 +231,9 @@ class DilConv(nn.Module):
 
     def forward(self, x: Tensor, dilation: int, *scale: Tensor) -> Tensor:
         return self.bn(self.pointwise(self.depthwise(x, dilation)), *scale)
+
+    def fold_bn(self) -> None:
+        self.bn = fold([self.pointwise], self.bn)
 
 
 def to_phases(x: Tensor, stride: int) -> tuple[Tensor, int]:
@@ -265,6 +292,9 @@ class FactorizedReduce(nn.Module):
         first, second = self.conv1(even), self.conv2(odd)
         halves = zip(first.split(self.half, 1), second.split(self.half, 1), strict=True)
         return self.bn(torch.cat([half for edge in halves for half in edge], 1), *scale)
+
+    def fold_bn(self) -> None:
+        self.bn = fold([self.conv1, self.conv2], self.bn)
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:

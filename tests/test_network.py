@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import darts_min.network
 from darts_min.cost import count_multiply_adds, count_parameters
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, has_loose_ends
+from darts_min.genotypes import OPERATIONS, PRIMITIVES, PUBLISHED, Genotype, has_loose_ends
 from darts_min.network import Network, drop_path, fold_batch_norm
 from darts_min.weights import load_network, save_network
 
@@ -174,6 +174,39 @@ def test_folding_bn_changes_the_network_by_rounding_only(stem, size, name):
     close(folded(x), plain_network(network, x, False)[0])
     assert network.training and not folded.training
     assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize("op", OPERATIONS[1:])
+@pytest.mark.parametrize("stem, size", [("cifar", 8), ("imagenet", 64)])
+def test_every_operation_and_the_auxiliary_head_fold_their_bn(stem, size, op):
+    cell = ((op, 0), (op, 1), (op, 2), (op, 1))
+    network = make(Genotype(cell, (2, 3), cell, (2, 3)), stem=stem, num_cells=3).eval()
+    folded, x, y = fold_batch_norm(network), images(size), images(8, channels=32)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    close(folded(x), network(x))
+    close(folded.auxiliary_head(y), network.auxiliary_head(y))
+    close(fold_batch_norm(folded)(x), network(x))
+
+
+class Excitation(nn.Module):
+    """A squeeze and excitation, between a convolution and its BN."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.squeeze = nn.Conv2d(channels, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.bn(x * self.squeeze(x.mean((2, 3), keepdim=True)).sigmoid())
+
+
+def test_a_bn_that_nobody_folds_is_refused_by_name():
+    network = make()
+    network.cells[1].edges[2].op = Excitation(8).double()
+    with pytest.raises(ValueError, match=r"cells\.1\.edges\.2\.op\.bn: .* Excitation needs"):
+        fold_batch_norm(network)
 
 
 @pytest.mark.parametrize(
