@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import darts_min.network
 from darts_min.cost import count_multiply_adds, count_parameters
-from darts_min.genotypes import OPERATIONS, PRIMITIVES, PUBLISHED, Genotype, has_loose_ends
+from darts_min.genotypes import OPERATIONS, PRIMITIVES, PUBLISHED, Genotype, unused_states
 from darts_min.network import Network, drop_path, fold_batch_norm
 from darts_min.weights import load_network, save_network
 
@@ -313,7 +313,7 @@ def test_identities_are_passed_on_although_all_else_is_dropped():
     assert not network.cells[1](images(8, channels=12), images(8, channels=4), 1 - 1e-9).any()
 
 
-def test_loose_ends_are_where_weights_get_no_gradient():
+def test_unused_states_are_where_weights_get_no_gradient():
     rng, found = random.Random(0), []
     for _ in range(40):
         cells = [
@@ -331,9 +331,9 @@ def test_loose_ends_are_where_weights_get_no_gradient():
         loss = network(torch.randn(2, 3, 8, 8).double()).sum()
         grads = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
         found.append(any(grad is None for grad in grads))
-        assert has_loose_ends(genotype) == found[-1]
+        assert any(unused_states(genotype).values()) == found[-1]
     assert 5 < sum(found) < 35
-    assert not has_loose_ends(V1) and not has_loose_ends(V2)
+    assert unused_states(V1) == unused_states(V2) == {"normal": [], "reduce": []}
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
