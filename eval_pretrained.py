@@ -36,7 +36,7 @@ from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose
 from darts_min.evaluation import evaluate
 from darts_min.export import export_network
 from darts_min.folder import read_image
-from darts_min.genotypes import format_genotype
+from darts_min.genotypes import format_genotype, name_unused_nodes
 from darts_min.network import Network, fold_batch_norm
 from darts_min.runs import free_folder
 from darts_min.weights import load_network
@@ -115,6 +115,8 @@ def main(argv: list[str] | None = None) -> dict:
             f"genotype {network.details['inferred']}, inferred from the operations; if the cell is "
             "another one, give --genotype"
         )
+    for line in name_unused_nodes(network.genotype):
+        print(line)
     if args.export is not None:
         return export(network, args)
     if args.demo or args.image:

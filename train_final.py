@@ -47,7 +47,7 @@ from darts_min.device import (
 from darts_min.draw import draw_cell
 from darts_min.evaluation import evaluate
 from darts_min.folder import ImageFiles
-from darts_min.genotypes import format_genotype, has_loose_ends, parse_genotype
+from darts_min.genotypes import format_genotype, name_unused_nodes, parse_genotype, unused_states
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.progress import Progress
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.sync_bn:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     processes.equalise(network.state_dict().values())
-    model = processes.wrap(network, has_loose_ends(genotype))
+    model = processes.wrap(network, any(unused_states(genotype).values()))
     uncompiled = compile_cells(network) if args.compile else nullcontext
     trained = [p for p in network.parameters() if p.requires_grad]
     if args.w_optimizer == "sgd":
@@ -414,6 +414,8 @@ def main(argv: list[str] | None = None) -> dict:
         )
         if "inferred" in base_details:
             run.log(f"genotype {base_details['inferred']}, inferred from the operations")
+        for line in name_unused_nodes(genotype):
+            run.log(line)
         if base is not None:
             run.log(f"from {args.init_from}: {initialised}")
         run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")

@@ -17,8 +17,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device, "auto" meaning CUDA where there is one; ValueError if it is not there.
 
     "auto" and "cuda" are the GPU of this process where torchrun has started several. A GPU computes
-    float32 convolutions in float32, not in TF32, which is PyTorch's default. On the CPU, memory
-    that is freed stays with the process (`keep_freed_memory`).
+    float32 convolutions and matrix products in float32, not in TF32, and adds up those of bf16 in
+    float32. On the CPU, memory that is freed stays with the process (`keep_freed_memory`).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,6 +34,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from None
     torch.backends.cudnn.allow_tf32 = False  # too coarse for Eq. 8's differences
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if device.type == "cpu":
         keep_freed_memory()
     return device

@@ -146,7 +146,7 @@ def draw_cell(genotype: Genotype, kind: str) -> Image.Image:
     title = {"normal": "normal cell", "reduce": "reduction cell"}[kind]
     canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
     for edge in reversed(edges):  # the output's below the others
-        color = COLORS[edge.op.split("_")[0]] if edge.op else GREY
+        color = COLORS.get(edge.op.split("_")[0], INK) if edge.op else GREY
         canvas.arrow(edge.points, color)
         if edge.label:
             canvas.box(edge.label, PAPER, color, radius=LABEL_HEIGHT / 2)

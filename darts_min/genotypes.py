@@ -182,8 +182,12 @@ def check_genotype(genotype: Genotype) -> Genotype:
     return genotype
 
 
-def has_loose_ends(genotype: Genotype) -> bool:
-    """Whether a state of a cell does not reach its output, so that weights get no gradient."""
+def unused_states(genotype: Genotype) -> dict[str, list[int]]:
+    """Return, of each cell, the states that do not reach its output: their weights get no gradient.
+
+    The keys are "normal" and "reduce".
+    """
+    unused = {}
     for kind in ("normal", "reduce"):
         cell, reached = getattr(genotype, kind), set(getattr(genotype, f"{kind}_concat"))
         num_states = 2 + len(cell) // 2
@@ -191,9 +195,21 @@ def has_loose_ends(genotype: Genotype) -> bool:
             if node in reached:
                 edges = cell[2 * (node - 2) : 2 * (node - 1)]
                 reached |= {predecessor for op, predecessor in edges if op != "noise"}
-        if len(reached) < num_states:
-            return True
-    return False
+        unused[kind] = [state for state in range(num_states) if state not in reached]
+    return unused
+
+
+def name_unused_nodes(genotype: Genotype) -> list[str]:
+    """Return a line for each cell with nodes that do not reach its output; inputs may be unused."""
+    lines = []
+    for kind, states in unused_states(genotype).items():
+        if nodes := [str(state) for state in states if state >= 2]:
+            named = f"node{'s' * (len(nodes) > 1)} {', '.join(nodes)}"
+            lines.append(
+                f"warning: genotype, {kind} cell: the output does not depend on {named}: computed "
+                "for nothing, not trained"
+            )
+    return lines
 
 
 def check_sizes(num_classes: int, init_channels: int, num_cells: int, in_channels: int) -> None:

@@ -1,11 +1,11 @@
 """The network built from a genotype, which is trained and evaluated (Sec. 3.2, A.2.1)."""
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from darts_min.genotypes import Genotype, check_genotype, check_sizes
 from darts_min.operations import (
@@ -17,6 +17,7 @@ from darts_min.operations import (
     avg_pool,
     concatenate,
     drop_path_probability,
+    fold,
     from_phases,
     max_pool,
     to_phases,
@@ -138,6 +139,10 @@ class AuxiliaryHead(nn.Module):
         x = F.relu(self.bn2(self.conv2(x)))
         return self.classifier(x.mean((2, 3)))
 
+    def fold_bn(self) -> None:
+        self.bn1 = fold([self.conv1], self.bn1)
+        self.bn2 = fold([self.conv2], self.bn2)
+
 
 class Network(nn.Module):
     """Stack `num_cells` cells of a genotype, reduction cells at 1/3 and 2/3 of the depth.
@@ -231,29 +236,20 @@ def conv_bn(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequenti
 def fold_batch_norm(network: Network) -> Network:
     """Return a copy for evaluation, in which each BN has become part of the convolution before it.
 
-    The logits stay the same to rounding error. In a FactorizedReduce, one BN follows the two
-    convolutions that make a half of its channels each.
+    The logits stay the same to rounding error. A module folds its own BN (`fold_bn`), as it knows
+    which convolution that is; in an nn.Sequential it is the one before. Raises ValueError on a BN
+    that is left.
     """
     network = copy.deepcopy(network).eval()
-    for module in list(network.modules()):
-        convs: list[nn.Conv2d] = []
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Conv2d):
-                convs.append(child)
-            elif isinstance(child, nn.BatchNorm2d):
-                first = child.num_features
-                while first > 0:
-                    conv = convs.pop()
-                    part = slice(first - conv.out_channels, first)
-                    conv.weight, conv.bias = fuse_conv_bn_weights(
-                        conv.weight,
-                        conv.bias,
-                        child.running_mean[part],
-                        child.running_var[part],
-                        child.eps,
-                        child.weight[part],
-                        child.bias[part],
-                    )
-                    first = part.start
-                setattr(module, name, nn.Identity())
+    for module in network.modules():
+        if type(module) is nn.Sequential:
+            for i, (conv, bn) in enumerate(pairwise(module)):
+                if isinstance(conv, nn.Conv2d):
+                    module[i + 1] = fold([conv], bn)
+        elif hasattr(module, "fold_bn"):
+            module.fold_bn()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            owner = type(network.get_submodule(name.rpartition(".")[0])).__name__
+            raise ValueError(f"{name}: cannot be folded; {owner} needs a method fold_bn")
     return network

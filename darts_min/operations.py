@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Norm = Callable[[int], nn.Module]
 
@@ -96,16 +97,17 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class _Concatenate(torch.autograd.Function):
+    # Where no input needs a gradient, Dynamo (2.14.1) leaves ctx out if there are as many inputs as
+    # parameters, here two. With `channels` and `memory_format` among the inputs, there are more.
     @staticmethod
-    def forward(ctx, *tensors: Tensor) -> Tensor:
-        ctx.channels = [tensor.size(1) for tensor in tensors]
-        ctx.memory_format = memory_format_of(tensors[0])
+    def forward(ctx, *inputs) -> Tensor:
+        ctx.channels, ctx.memory_format, *tensors = inputs
         return torch.cat(tensors, dim=1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         parts = grad.split(ctx.channels, dim=1)
-        return tuple(part.contiguous(memory_format=ctx.memory_format) for part in parts)
+        return None, None, *(part.contiguous(memory_format=ctx.memory_format) for part in parts)
 
 
 def concatenate(tensors: Sequence[Tensor]) -> Tensor:
@@ -114,23 +116,24 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
     Those of torch.cat are views of one wide tensor, and the CPU's BN takes 30 times as long for
     them in its backward (73 ms, not 2.6, for (128, 16, 32, 32) in channels-last memory).
     """
-    return _Concatenate.apply(*tensors)
+    channels = [tensor.size(1) for tensor in tensors]
+    return _Concatenate.apply(channels, memory_format_of(tensors[0]), *tensors)
 
 
 class _Subsample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, *offsets: int) -> tuple[Tensor, ...]:
+    def forward(ctx, x: Tensor, offsets: tuple[int, ...]) -> tuple[Tensor, ...]:
         ctx.shape, ctx.memory_format, ctx.offsets = x.shape, memory_format_of(x), offsets
         return tuple(x[:, :, i::2, i::2] for i in offsets)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:
         grad_x = torch.zeros_like(
             grads[0].new_empty(1).expand(ctx.shape), memory_format=ctx.memory_format
         )
         for i, grad in zip(ctx.offsets, grads, strict=True):
             grad_x[:, :, i::2, i::2] = grad
-        return grad_x, *(None for _ in ctx.offsets)
+        return grad_x, None
 
 
 def subsample(x: Tensor, *offsets: int) -> tuple[Tensor, ...]:
@@ -138,7 +141,7 @@ def subsample(x: Tensor, *offsets: int) -> tuple[Tensor, ...]:
 
     The gradient is one tensor in the memory format of `x`; slices would make a contiguous one each.
     """
-    return _Subsample.apply(x, *offsets)
+    return _Subsample.apply(x, offsets)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -157,6 +160,22 @@ class PointwiseConv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, groups=groups)
 
 
+def fold(convs: Sequence[nn.Conv2d], bn: nn.Module) -> nn.Module:
+    """Let `convs`, which make the channels of `bn` one after the other, do its work in evaluation.
+
+    Returns what takes its place: nothing for a BatchNorm2d; another module stays.
+    """
+    if not isinstance(bn, nn.BatchNorm2d):
+        return bn
+    sizes = [conv.out_channels for conv in convs]
+    parts = (t.split(sizes) for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+    for conv, mean, var, weight, bias in zip(convs, *parts, strict=True):
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, var, bn.eps, weight, bias
+        )
+    return nn.Identity()
+
+
 class ConvBN(nn.Module):
     """1x1 convolution, BN: brings a cell's input to the cell's channel count."""
 
@@ -167,6 +186,9 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
+
+    def fold_bn(self) -> None:
+        self.bn = fold([self.conv], self.bn)
 
 
 class SepConv(nn.Module):
@@ -189,6 +211,10 @@ class SepConv(nn.Module):
         x = F.relu(self.bn1(self.pointwise1(self.depthwise1(x))), inplace=True)
         return self.bn2(self.pointwise2(self.depthwise2(x)), *scale)
 
+    def fold_bn(self) -> None:
+        self.bn1 = fold([self.pointwise1], self.bn1)
+        self.bn2 = fold([self.pointwise2], self.bn2)
+
 
 class DilConv(nn.Module):
     """Depthwise convolution of dilation 2, pointwise convolution, BN, on `to_phases` of the input.
@@ -205,6 +231,9 @@ class DilConv(nn.Module):
 
     def forward(self, x: Tensor, dilation: int, *scale: Tensor) -> Tensor:
         return self.bn(self.pointwise(self.depthwise(x, dilation)), *scale)
+
+    def fold_bn(self) -> None:
+        self.bn = fold([self.pointwise], self.bn)
 
 
 def to_phases(x: Tensor, stride: int) -> tuple[Tensor, int]:
@@ -263,6 +292,9 @@ class FactorizedReduce(nn.Module):
         first, second = self.conv1(even), self.conv2(odd)
         halves = zip(first.split(self.half, 1), second.split(self.half, 1), strict=True)
         return self.bn(torch.cat([half for edge in halves for half in edge], 1), *scale)
+
+    def fold_bn(self) -> None:
+        self.bn = fold([self.conv1, self.conv2], self.bn)
 
 
 def max_pool(x: Tensor, stride: int) -> Tensor:

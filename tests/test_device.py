@@ -3,17 +3,19 @@
 import inspect
 import platform
 import re
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_final
 import train_search
-from darts_min.device import choose_autocast, compile_cells, keep_freed_memory
-from darts_min.genotypes import PUBLISHED
+from darts_min.architect import architecture_gradient
+from darts_min.device import choose_autocast, choose_device, compile_cells, keep_freed_memory
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.supernet import Supernet
 
@@ -91,6 +93,24 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(tmp_path, main, flags):
     assert not [name for name in recorder.names if pattern.search(name)]
 
 
+@pytest.mark.parametrize(
+    "backend, flag",
+    [
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    ],
+)
+def test_a_gpu_adds_up_in_float32(backend, flag):
+    before = getattr(backend, flag)
+    try:
+        setattr(backend, flag, True)
+        choose_device("cpu")
+        assert getattr(backend, flag) is False
+    finally:
+        setattr(backend, flag, before)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_is_bf16_where_the_gpu_has_it(monkeypatch, native):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
@@ -106,6 +126,15 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, recwarn, capability,
     assert ["slower" in str(warning.message) for warning in recwarn] == [True] * slow
 
 
+def compile_and_count(monkeypatch, network, **how):
+    """Let `compile_cells` compile for a backend that counts the graphs; return it."""
+    counter, compiles = CompileCounter(), torch.nn.Module.compile
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "compile", partialmethod(compiles, backend=counter, **how))
+        compile_cells(network)
+    return counter
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -114,17 +143,37 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, recwarn, capability,
     ],
 )
 def test_compiled_cells_are_compiled_once_for_all_drop_path_probabilities(monkeypatch, make):
-    counter, compiles = CompileCounter(), torch.nn.Module.compile
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda cell, **how: compiles(cell, backend=counter, **how)
-    )
     network = make(init_channels=2, num_cells=3)
-    compile_cells(network)
+    counter = compile_and_count(monkeypatch, network)
     counts = []
     for network.drop_path_prob in (0.1, 0.2, 0.3):
         network(torch.randn(4, 3, 8, 8)).sum().backward()
         counts.append(counter.frame_count)
     assert counts == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "primitives", [PRIMITIVES[1:4], pytest.param(PRIMITIVES, marks=pytest.mark.slow)]
+)
+def test_an_alpha_step_takes_one_graph_a_cell(monkeypatch, primitives):
+    supernet = Supernet(10, 2, 3, num_nodes=1, primitives=primitives)
+    batch = torch.randn(4, 3, 8, 8), torch.arange(4)
+    expected = architecture_gradient(supernet, F.cross_entropy, batch, batch, 0.0)
+    counter = compile_and_count(monkeypatch, supernet, fullgraph=True)
+    found = architecture_gradient(supernet, F.cross_entropy, batch, batch, 0.0)
+    assert counter.frame_count == 3
+    torch.testing.assert_close(found, expected)
+
+
+def test_frozen_cells_are_compiled_to_one_graph_each(monkeypatch):
+    cell = tuple(("skip_connect", j) for j in (0, 1, 0, 1))
+    network = Network(Genotype(cell, (2, 3), cell, (2, 3)), 10, 2, 3, auxiliary=False)
+    network.requires_grad_(False).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = network(x)
+    counter = compile_and_count(monkeypatch, network, fullgraph=True)
+    torch.testing.assert_close(network(x), expected)
+    assert counter.frame_count == 3
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

@@ -9,6 +9,7 @@ from PIL import ImageChops, ImageColor, ImageStat
 from darts_min.draw import (
     BEST,
     COLORS,
+    INK,
     LABEL,
     draw_alphas,
     draw_cell,
@@ -185,6 +186,19 @@ def test_every_operation_has_a_color_legible_on_white():
 
     for op in PRIMITIVES[1:]:
         assert 1.05 / (luminance(COLORS[op.split("_")[0]]) + 0.05) >= 4.5  # WCAG 2 AA
+
+
+def test_an_operation_without_a_color_is_drawn_in_ink(monkeypatch):
+    op = "conv_7x1_1x7"
+    monkeypatch.setattr("darts_min.genotypes.OPERATIONS", ("none", op))
+    cell, ink = ((op, 0), (op, 1)), ImageColor.getrgb(INK)
+    genotype = Genotype(cell, (2,), cell, (2,))
+    image, layout = draw_cell(genotype, "normal"), layout_cell(genotype, "normal")
+    scale = round(image.width / layout.size[0])
+    for edge in layout.edges[:2]:
+        x, y = edge.points[-1]
+        assert image.getpixel((int((x - 8) * scale), int(y * scale))) == ink
+    assert draw_alphas([[0.5, 0.5]] * 2, ["none", op], "title").mode == "RGB"
 
 
 def test_pictures_are_deterministic():

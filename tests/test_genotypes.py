@@ -16,8 +16,10 @@ from darts_min.genotypes import (
     check_sizes,
     choose_cell,
     format_genotype,
+    name_unused_nodes,
     parse_genotype,
     random_genotype,
+    unused_states,
 )
 
 OPS = PRIMITIVES[1:]
@@ -342,3 +344,15 @@ def test_max_skips_rules_out_the_weakest_skips():
     assert choose_cell(scores, primitives, max_skips=0) == none
     with pytest.raises(ValueError, match="max_skips 1: there are too few other operations"):
         choose_cell([[1.0]] * 2, ("skip_connect",), max_skips=1)
+
+
+def test_nodes_that_reach_no_output_are_named():
+    edges = [("sep_conv_3x3", node - 1) for node in range(2, 9) for _ in "ab"]
+    chain, star = tuple(edges), tuple((op, 0) for op, _ in edges)
+    genotype = Genotype(chain, (2, 3, 4, 5), star, (2, 3, 4, 6, 7, 8))
+    assert unused_states(genotype) == {"normal": [0, 6, 7, 8], "reduce": [1, 5]}
+    normal, reduce = name_unused_nodes(genotype)
+    assert "normal cell: the output does not depend on nodes 6, 7, 8:" in normal
+    assert "reduce cell: the output does not depend on node 5:" in reduce
+    genotype = Genotype(chain, (8, 2), chain, (8, 2))  # all but the first input, which may be
+    assert unused_states(genotype)["normal"] == [0] and name_unused_nodes(genotype) == []

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import darts_min.network
 from darts_min.cost import count_multiply_adds, count_parameters
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, has_loose_ends
+from darts_min.genotypes import OPERATIONS, PRIMITIVES, PUBLISHED, Genotype, unused_states
 from darts_min.network import Network, drop_path, fold_batch_norm
 from darts_min.weights import load_network, save_network
 
@@ -176,6 +176,39 @@ def test_folding_bn_changes_the_network_by_rounding_only(stem, size, name):
     assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
 
 
+@pytest.mark.parametrize("op", OPERATIONS[1:])
+@pytest.mark.parametrize("stem, size", [("cifar", 8), ("imagenet", 64)])
+def test_every_operation_and_the_auxiliary_head_fold_their_bn(stem, size, op):
+    cell = ((op, 0), (op, 1), (op, 2), (op, 1))
+    network = make(Genotype(cell, (2, 3), cell, (2, 3)), stem=stem, num_cells=3).eval()
+    folded, x, y = fold_batch_norm(network), images(size), images(8, channels=32)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    close(folded(x), network(x))
+    close(folded.auxiliary_head(y), network.auxiliary_head(y))
+    close(fold_batch_norm(folded)(x), network(x))
+
+
+class Excitation(nn.Module):
+    """A squeeze and excitation, between a convolution and its BN."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.squeeze = nn.Conv2d(channels, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.bn(x * self.squeeze(x.mean((2, 3), keepdim=True)).sigmoid())
+
+
+def test_a_bn_that_nobody_folds_is_refused_by_name():
+    network = make()
+    network.cells[1].edges[2].op = Excitation(8).double()
+    with pytest.raises(ValueError, match=r"cells\.1\.edges\.2\.op\.bn: .* Excitation needs"):
+        fold_batch_norm(network)
+
+
 @pytest.mark.parametrize(
     "genotype, sizes, expected",
     [
@@ -280,7 +313,7 @@ def test_identities_are_passed_on_although_all_else_is_dropped():
     assert not network.cells[1](images(8, channels=12), images(8, channels=4), 1 - 1e-9).any()
 
 
-def test_loose_ends_are_where_weights_get_no_gradient():
+def test_unused_states_are_where_weights_get_no_gradient():
     rng, found = random.Random(0), []
     for _ in range(40):
         cells = [
@@ -298,9 +331,9 @@ def test_loose_ends_are_where_weights_get_no_gradient():
         loss = network(torch.randn(2, 3, 8, 8).double()).sum()
         grads = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
         found.append(any(grad is None for grad in grads))
-        assert has_loose_ends(genotype) == found[-1]
+        assert any(unused_states(genotype).values()) == found[-1]
     assert 5 < sum(found) < 35
-    assert not has_loose_ends(V1) and not has_loose_ends(V2)
+    assert unused_states(V1) == unused_states(V2) == {"normal": [], "reduce": []}
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])

@@ -22,7 +22,7 @@ from darts_min.architect import architecture_gradient
 from darts_min.data import Loader, channel_statistics, synthetic_dataset
 from darts_min.evaluation import evaluate
 from darts_min.finite import FiniteGuard
-from darts_min.genotypes import PUBLISHED, Genotype, has_loose_ends
+from darts_min.genotypes import PUBLISHED, Genotype, unused_states
 from darts_min.network import Network
 from darts_min.processes import Processes
 from darts_min.supernet import Supernet
@@ -140,7 +140,7 @@ def steps_of_loose_ends(rank, folder):
     torch.manual_seed(0)
     cell = tuple(("sep_conv_3x3", j) for j in (0, 1, 0, 1))  # the first node goes nowhere
     network = Network(Genotype(cell, [3], cell, [3]), 10, 2, 3, auxiliary=False)
-    model = Processes(CPU).wrap(network, has_loose_ends(network.genotype))
+    model = Processes(CPU).wrap(network, any(unused_states(network.genotype).values()))
     x, target = part(rank)
     for _ in range(2):  # DDP fails in the second
         network.zero_grad()

@@ -147,6 +147,19 @@ def test_a_network_of_another_code_scores_the_same(runs, tmp_path, form):
     assert result["parameters_M"] == runs[3]["parameters_M"]
 
 
+def test_nodes_that_reach_no_output_are_named_and_trained_anyway(tmp_path, capsys):
+    cell = [["sep_conv_3x3", 0], ["skip_connect", 1]]
+    genotype = {"normal": 3 * cell, "normal_concat": [2], "reduce": cell, "reduce_concat": [2]}
+    arguments = ["--genotype", json.dumps(genotype), "--out-dir", f"{tmp_path}/run"]
+    result = train_final.main([*FINAL, *arguments, "--fast-dev-run"])
+    line = "normal cell: the output does not depend on nodes 3, 4:"
+    assert (tmp_path / "run" / "log.txt").read_text().count(line) == 1
+    assert 0 <= result["test_accuracy"] <= 1
+    capsys.readouterr()
+    eval_pretrained.main(["--demo", "--weights", f"{tmp_path}/run"])
+    assert capsys.readouterr().out.count(line) == 1
+
+
 class Killed(BaseException):
     pass
 
