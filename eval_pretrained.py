@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from darts_min.arguments import check_ranges, parse_flags, refuse_unused
-from darts_min.checkpoint import Patient, RunFolder, versions
-from darts_min.cost import count_multiply_adds, count_parameters, forecast
-from darts_min.data import (
+from darts_min.convert.export import export_network
+from darts_min.convert.weights import load_network
+from darts_min.data.datasets import (
     DATASETS,
     IN_MEMORY,
     Images,
@@ -32,14 +31,15 @@ from darts_min.data import (
     load_dataset,
     make_loader,
 )
-from darts_min.device import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
-from darts_min.evaluation import evaluate
-from darts_min.export import export_network
-from darts_min.folder import read_image
+from darts_min.data.folder import read_image
 from darts_min.genotypes import format_genotype, name_unused_nodes
+from darts_min.judge.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.network import Network, fold_batch_norm
-from darts_min.runs import free_folder
-from darts_min.weights import load_network
+from darts_min.run.evaluation import evaluate
+from darts_min.run.flags import check_ranges, parse_flags, refuse_unused
+from darts_min.run.machine import AMP_CHOICES, choose_autocast, choose_device, choose_memory_format
+from darts_min.run.open import free_folder
+from darts_min.run.run_folder import Patient, RunFolder, versions
 
 SHIPPED = "s2_c16_l8_cifar10"
 PICTURES = {"weights", "genotype", "device", "image_size", "batch_size"}

@@ -1,6 +1,6 @@
 """Entry points of torch.hub: `torch.hub.load(DIR, "darts_v2_c16_l8_cifar10", source="local")`."""
 
-from darts_min import Network, load_network  # noqa: F401  (also load_network is an entry point)
+from darts_min import Network, load_network  # noqa: F401  also load_network is an entry point
 
 dependencies = ["numpy", "torch"]
 

@@ -24,10 +24,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from darts_min.arguments import check_ranges, parse_flags, refuse_unused
-from darts_min.checkpoint import table, versions
-from darts_min.cost import check_cost, count_multiply_adds, count_parameters
-from darts_min.data import (
+from darts_min.convert.weights import load_network, save_network
+from darts_min.data.datasets import (
     DATASETS,
     IN_MEMORY,
     balanced_subset,
@@ -36,7 +34,14 @@ from darts_min.data import (
     make_loader,
     split_half,
 )
-from darts_min.device import (
+from darts_min.data.folder import ImageFiles
+from darts_min.draw import draw_cell
+from darts_min.genotypes import format_genotype, name_unused_nodes, parse_genotype, unused_states
+from darts_min.judge.cost import check_cost, count_multiply_adds, count_parameters
+from darts_min.network import Network
+from darts_min.run.evaluation import evaluate
+from darts_min.run.flags import check_ranges, parse_flags, refuse_unused
+from darts_min.run.machine import (
     AMP_CHOICES,
     choose_autocast,
     choose_device,
@@ -44,16 +49,11 @@ from darts_min.device import (
     compile_cells,
     make_deterministic,
 )
-from darts_min.draw import draw_cell
-from darts_min.evaluation import evaluate
-from darts_min.folder import ImageFiles
-from darts_min.genotypes import format_genotype, name_unused_nodes, parse_genotype, unused_states
-from darts_min.network import Network
-from darts_min.processes import Processes
-from darts_min.progress import Progress
-from darts_min.runs import newest_folder, open_run
-from darts_min.schedules import SCHEDULES, learning_rate_factor
-from darts_min.weights import load_network, save_network
+from darts_min.run.open import newest_folder, open_run
+from darts_min.run.processes import Processes
+from darts_min.run.progress import Progress
+from darts_min.run.run_folder import table, versions
+from darts_min.run.schedules import SCHEDULES, learning_rate_factor
 
 DEMO = {
     "dataset": "synthetic",

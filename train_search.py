@@ -28,19 +28,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import train_final
-from darts_min.alarms import (
-    LOOK_BACK,
-    discretised,
-    eigenvalue_that_fits,
-    should_stop,
-    signs_of_collapse,
-)
 from darts_min.architect import architecture_gradient
-from darts_min.arguments import check_ranges, parse_flags, refuse_unused
-from darts_min.batches import generator_of
-from darts_min.checkpoint import BEGUN, RunFolder, table, versions
-from darts_min.cost import count_multiply_adds, count_parameters
-from darts_min.data import (
+from darts_min.data.batches import generator_of
+from darts_min.data.datasets import (
     DATASETS,
     Loader,
     balanced_subset,
@@ -48,7 +38,22 @@ from darts_min.data import (
     load_dataset,
     split_half,
 )
-from darts_min.device import (
+from darts_min.draw import draw_alphas, draw_cell
+from darts_min.genotypes import PRIMITIVES, format_genotype, parse_genotype
+from darts_min.judge.cost import count_multiply_adds, count_parameters
+from darts_min.judge.random_search import take_best_path
+from darts_min.judge.selection import rank
+from darts_min.judge.signs import (
+    LOOK_BACK,
+    discretised,
+    eigenvalue_that_fits,
+    should_stop,
+    signs_of_collapse,
+)
+from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, SinglePath, Softmax
+from darts_min.run.evaluation import evaluate
+from darts_min.run.flags import check_ranges, parse_flags, refuse_unused
+from darts_min.run.machine import (
     AMP_CHOICES,
     choose_autocast,
     choose_device,
@@ -56,16 +61,11 @@ from darts_min.device import (
     compile_cells,
     make_deterministic,
 )
-from darts_min.draw import draw_alphas, draw_cell
-from darts_min.evaluation import evaluate
-from darts_min.genotypes import PRIMITIVES, format_genotype, parse_genotype
-from darts_min.processes import Processes
-from darts_min.progress import Progress
-from darts_min.random_search import take_best_path
-from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, SinglePath, Softmax
-from darts_min.runs import check_same_arguments, open_run
-from darts_min.schedules import learning_rate_factor
-from darts_min.selection import rank
+from darts_min.run.open import check_same_arguments, open_run
+from darts_min.run.processes import Processes
+from darts_min.run.progress import Progress
+from darts_min.run.run_folder import BEGUN, RunFolder, table, versions
+from darts_min.run.schedules import learning_rate_factor
 from darts_min.spaces import Space, parse_space
 from darts_min.supernet import Supernet
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from darts_min.data import Loader, channel_statistics, synthetic_dataset
+from darts_min.data.datasets import Loader, channel_statistics, synthetic_dataset
 
 BATCH_SIZE, REPETITIONS = 96, 15
 

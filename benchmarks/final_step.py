@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import interleaved_seconds
 from darts_min import Network
-from darts_min.convert import network_to_quark0
+from darts_min.convert.state_dicts import network_to_quark0
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import fold_batch_norm
 from tests.textbook import TextbookNetwork

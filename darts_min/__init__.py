@@ -2,9 +2,9 @@
 
 __version__ = "0.1.0"
 
+from darts_min.convert.weights import load_network
 from darts_min.genotypes import PRIMITIVES, Genotype
 from darts_min.network import Network
 from darts_min.supernet import Supernet
-from darts_min.weights import load_network
 
 __all__ = ["PRIMITIVES", "Genotype", "Network", "Supernet", "load_network"]

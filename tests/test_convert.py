@@ -8,7 +8,8 @@ import torch
 from textbook import TextbookSupernet
 from torch import nn
 
-from darts_min.convert import (
+from darts_min.convert.recognise import form_of, infer_genotype
+from darts_min.convert.state_dicts import (
     network_from_nni,
     network_from_quark0,
     network_to_nni,
@@ -18,7 +19,6 @@ from darts_min.convert import (
 )
 from darts_min.genotypes import PUBLISHED, Genotype, parse_genotype
 from darts_min.network import Network
-from darts_min.recognise import form_of, infer_genotype
 from darts_min.supernet import Supernet
 
 GOLDEN = Path(__file__).parent / "golden"

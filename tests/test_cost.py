@@ -5,9 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from darts_min import cost
-from darts_min.cost import check_cost, count_multiply_adds, count_parameters, duration, forecast
 from darts_min.genotypes import PUBLISHED
+from darts_min.judge import cost
+from darts_min.judge.cost import (
+    check_cost,
+    count_multiply_adds,
+    count_parameters,
+    duration,
+    forecast,
+)
 from darts_min.network import Network, fold_batch_norm
 from darts_min.supernet import Supernet
 

@@ -9,8 +9,8 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-import darts_min.data
-from darts_min.data import (
+import darts_min.data.datasets
+from darts_min.data.datasets import (
     Images,
     Loader,
     balanced_subset,
@@ -48,7 +48,7 @@ def spy_on(monkeypatch, function, calls):
         calls.append(args)
         return function(*args)
 
-    monkeypatch.setattr(darts_min.data, function.__name__, spy)
+    monkeypatch.setattr(darts_min.data.datasets, function.__name__, spy)
 
 
 @pytest.mark.parametrize("h, w, c", [(8, 8, 3), (5, 9, 1), (6, 4, 3)])

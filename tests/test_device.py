@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_final
 import train_search
 from darts_min.architect import architecture_gradient
-from darts_min.device import choose_autocast, choose_device, compile_cells, keep_freed_memory
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
 from darts_min.network import Network
+from darts_min.run.machine import choose_autocast, choose_device, compile_cells, keep_freed_memory
 from darts_min.supernet import Supernet
 
 RUN = ["--dataset", "synthetic", "--image-size", "16", "--subset", "80", "--batch-size", "40"]

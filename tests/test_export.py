@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-import darts_min.export
+import darts_min.convert.export
 import eval_pretrained
-from darts_min.convert import network_from_nni, network_from_quark0
-from darts_min.export import export_network
-from darts_min.files import load_file, write_atomically
+from darts_min.convert.export import export_network
+from darts_min.convert.state_dicts import network_from_nni, network_from_quark0
+from darts_min.convert.weights import save_network
 from darts_min.genotypes import Genotype, parse_genotype
 from darts_min.network import Network, fold_batch_norm
-from darts_min.weights import save_network
+from darts_min.run.files import load_file, write_atomically
 
 # Every operation: strips, phases, both kinds of pooling, skips of both strides.
 GENOTYPE = Genotype(
@@ -189,7 +189,7 @@ def test_a_file_that_deviates_is_an_error_that_names_it(form, tmp_path, monkeypa
         need_onnx()
     else:
         monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setattr(darts_min.export, "write_atomically", write)
+    monkeypatch.setattr(darts_min.convert.export, "write_atomically", write)
     network = make()
     with torch.no_grad():
         network.classifier.weight.mul_(1e-3)  # logits below 1, so that the deviation is absolute
@@ -203,7 +203,7 @@ def test_a_full_disk_gives_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     save_network(make(), tmp_path / "w.pt", {})
-    monkeypatch.setattr(darts_min.export, "write_atomically", full)
+    monkeypatch.setattr(darts_min.convert.export, "write_atomically", full)
     with pytest.raises(SystemExit, match="No space left .*genotype.json'; what is in .*/e is us"):
         eval_pretrained.main(["--weights", f"{tmp_path}/w.pt", "--export", f"{tmp_path}/e"])
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from darts_min.batches import generator_of
-from darts_min.data import Dataset, balanced_subset
-from darts_min.folder import (
+from darts_min.data.batches import generator_of
+from darts_min.data.datasets import Dataset, balanced_subset
+from darts_min.data.folder import (
     IMAGENET_STATISTICS,
     FileLoader,
     find_files,

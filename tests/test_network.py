@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import darts_min.network
-from darts_min.cost import count_multiply_adds, count_parameters
+from darts_min.convert.weights import load_network, save_network
 from darts_min.genotypes import OPERATIONS, PRIMITIVES, PUBLISHED, Genotype, unused_states
+from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.network import Network, drop_path, fold_batch_norm
-from darts_min.weights import load_network, save_network
 
 V1, V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

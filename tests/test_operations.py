@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from darts_min.device import cpu_has_bf16
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import Network
 from darts_min.operations import (
@@ -26,6 +25,7 @@ from darts_min.operations import (
     subsample,
     to_phases,
 )
+from darts_min.run.machine import cpu_has_bf16
 from darts_min.supernet import Supernet
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -14,12 +14,12 @@ import torch
 import darts_min
 import eval_pretrained
 from darts_min import load_network
-from darts_min.cost import count_multiply_adds, count_parameters
-from darts_min.data import Images, Loader
-from darts_min.evaluation import evaluate
-from darts_min.folder import read_image
+from darts_min.convert.weights import names
+from darts_min.data.datasets import Images, Loader
+from darts_min.data.folder import read_image
 from darts_min.genotypes import PUBLISHED, parse_genotype
-from darts_min.weights import names
+from darts_min.judge.cost import count_multiply_adds, count_parameters
+from darts_min.run.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(os.environ.get("CIFAR10_FOLDER", ROOT / "data" / "cifar10"))
@@ -48,7 +48,7 @@ def test_it_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
 
 
 def test_its_file_is_small_and_its_card_names_the_accuracy(name):
-    folder = Path(darts_min.__file__).parent / "pretrained"
+    folder = Path(darts_min.__file__).parent / "convert" / "pretrained"
     assert (folder / f"{name}.pt").stat().st_size < 2_000_000
     accuracy = load_network(name).details["test_accuracy"]
     card = (folder / f"{name}.md").read_text()

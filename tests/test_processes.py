@@ -19,12 +19,12 @@ from torch.nn import functional as F
 import train_final
 import train_search
 from darts_min.architect import architecture_gradient
-from darts_min.data import Loader, channel_statistics, synthetic_dataset
-from darts_min.evaluation import evaluate
-from darts_min.finite import FiniteGuard
+from darts_min.data.datasets import Loader, channel_statistics, synthetic_dataset
 from darts_min.genotypes import PUBLISHED, Genotype, unused_states
 from darts_min.network import Network
-from darts_min.processes import Processes
+from darts_min.run.evaluation import evaluate
+from darts_min.run.processes import Processes
+from darts_min.run.step import FiniteGuard
 from darts_min.supernet import Supernet
 
 ROOT = Path(train_search.__file__).parent
@@ -260,7 +260,7 @@ def torchrun(arguments, **environment):
 
 DIES = """
 import os, runpy, signal, sys
-from darts_min import checkpoint
+from darts_min.run import folder
 save = checkpoint.RunFolder.save_checkpoint
 saves = 0
 def save_and_die(run, *state):

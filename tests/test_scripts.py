@@ -25,18 +25,19 @@ from torch.nn import functional as F
 import eval_pretrained
 import train_final
 import train_search
-from darts_min import alarms, load_network
+from darts_min import load_network
 from darts_min.architect import architecture_gradient
-from darts_min.checkpoint import RunFolder
-from darts_min.convert import network_to_nni, network_to_quark0
+from darts_min.convert.state_dicts import network_to_nni, network_to_quark0
 from darts_min.draw import draw_cell
-from darts_min.finite import FiniteGuard
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, format_genotype, parse_genotype
+from darts_min.judge import signs
 from darts_min.network import Network
-from darts_min.processes import Processes
-from darts_min.progress import Progress
 from darts_min.relaxations import Gumbel, Softmax
-from darts_min.schedules import learning_rate_factor
+from darts_min.run.processes import Processes
+from darts_min.run.progress import Progress
+from darts_min.run.run_folder import RunFolder
+from darts_min.run.schedules import learning_rate_factor
+from darts_min.run.step import FiniteGuard
 from darts_min.spaces import parse_space
 
 ROOT = Path(train_search.__file__).parent
@@ -347,7 +348,7 @@ def test_the_eigenvalue_sees_as_many_images_as_a_step_at_once(tmp_path, monkeypa
         sizes.append([len(t) for t in batch])
         return 1.0
 
-    monkeypatch.setattr(alarms, "largest_eigenvalue", spy)
+    monkeypatch.setattr(signs, "largest_eigenvalue", spy)
     arguments = [*SEARCH, "--fast-dev-run", "--hessian-every", "1", "--batch-size", "12"]
     train_search.main([*arguments, "--grad-accum", "3", "--out-dir", f"{tmp_path}/run"])
     assert sizes == [[4, 4]]
@@ -359,7 +360,7 @@ def test_a_search_outlives_an_eigenvalue_that_memory_does_not_hold(tmp_path, mon
         assert RunFolder(tmp_path / "run", resume=True).has_checkpoint()  # saved before
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(alarms, "largest_eigenvalue", full)
+    monkeypatch.setattr(signs, "largest_eigenvalue", full)
     arguments = [*SEARCH, "--fast-dev-run", "--hessian-every", "1", *flags]
     arguments += ["--out-dir", f"{tmp_path}/run"]
     if flags:
@@ -380,7 +381,7 @@ def test_fewer_images_are_taken_for_the_eigenvalue_from_then_on(tmp_path, monkey
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 1.0
 
-    monkeypatch.setattr(alarms, "largest_eigenvalue", compute)
+    monkeypatch.setattr(signs, "largest_eigenvalue", compute)
     arguments = [*SEARCH, "--hessian-every", "1", "--batch-size", "20", "--out-dir"]
     arguments += [f"{tmp_path}/run", "--epochs"]
     history = train_search.main([*arguments, "2"])["history"]
@@ -406,7 +407,7 @@ def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
 
     parse_args = train_search.parse_args
     monkeypatch.setattr(train_search, "parse_args", parse)
-    monkeypatch.setattr(alarms, "largest_eigenvalue", lambda *_: next(values))
+    monkeypatch.setattr(signs, "largest_eigenvalue", lambda *_: next(values))
     monkeypatch.setattr(train_search, "draw_alphas", lambda *_: Image.new("RGB", (8, 8)))
     arguments = [*SEARCH, "--early-stop", "--hessian-every", "1"]
     arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]

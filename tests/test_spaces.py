@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from darts_min.alarms import discretised
 from darts_min.genotypes import PRIMITIVES, kept_edges
+from darts_min.judge.random_search import take_best_path
+from darts_min.judge.signs import discretised
 from darts_min.network import Network
 from darts_min.operations import Noise
-from darts_min.random_search import take_best_path
 from darts_min.relaxations import SinglePath
 from darts_min.spaces import SPACES, parse_space
 from darts_min.supernet import Supernet

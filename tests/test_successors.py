@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from darts_min.alarms import largest_eigenvalue
 from darts_min.architect import architecture_gradient
+from darts_min.judge.signs import largest_eigenvalue
 from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, Softmax
 from darts_min.spaces import SPACES
 from darts_min.supernet import Supernet, edges_by_state

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import kept_bytes
 from darts_min.architect import architecture_gradient
-from darts_min.convert import supernet_from_quark0
+from darts_min.convert.state_dicts import supernet_from_quark0
 from darts_min.genotypes import PRIMITIVES
 from darts_min.supernet import Supernet, edges_by_state
 

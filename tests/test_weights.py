@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from darts_min import load_network
-from darts_min.convert import network_to_nni, network_to_quark0, supernet_to_quark0
-from darts_min.files import load_file
+from darts_min.convert.state_dicts import network_to_nni, network_to_quark0, supernet_to_quark0
+from darts_min.convert.weights import DOWNLOADS, Download, names, save_network
 from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
+from darts_min.run.files import load_file
 from darts_min.supernet import Supernet
-from darts_min.weights import DOWNLOADS, Download, names, save_network
 
 V2 = PUBLISHED["DARTS_V2"]
 UNKNOWN = Genotype((("sep_conv_5x5", 0), ("skip_connect", 1)), (2,), V2.reduce[:2], (2,))

@@ -18,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from darts_min import checkpoint, draw
+from darts_min import draw
+from darts_min.run import run_folder
 
-ROOT = Path(checkpoint.__file__).parents[1]
+ROOT = Path(run_folder.__file__).parents[2]
 DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "120", "--batch-size", "20"]
 RUN = [*DATA, "--init-channels", "2", "--num-cells", "3", "--epochs", "2", "--device", "cpu"]
 SEARCH = ("train_search", [*RUN, "--num-nodes", "2", "--hessian-every", "0"])
@@ -117,7 +118,7 @@ def before(owner: Any, name: str, number: int, act: Callable[[], None]) -> None:
 
 
 def before_save(number: int, act: Callable[[], None]) -> None:
-    before(checkpoint.RunFolder, "save_checkpoint", number, act)
+    before(run_folder.RunFolder, "save_checkpoint", number, act)
 
 
 def raise_signal(number: int) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from children import assert_same_result, before_save, die, exact, load
 
-from darts_min.checkpoint import CHECKPOINTS, RunFolder
-from darts_min.files import load_file
+from darts_min.run.files import load_file
+from darts_min.run.run_folder import CHECKPOINTS, RunFolder
 
 CPU = torch.device("cpu")
 FLIPS, CUTS = 40, 20

@@ -21,9 +21,9 @@ from children import (
     run_script,
 )
 
-from darts_min import checkpoint
-from darts_min.checkpoint import RunFolder
-from darts_min.files import load_file
+from darts_min.run import run_folder
+from darts_min.run.files import load_file
+from darts_min.run.run_folder import RunFolder
 
 WARNING = "warning: the checkpoint (the one before is whole) could not be written: "
 
@@ -179,7 +179,7 @@ def test_each_later_save_is_tried_while_the_disk_is_full(tmp_path, monkeypatch, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomically", full)
+        patch.setattr(run_folder, "write_atomically", full)
         for step in range(5):
             run.save_checkpoint({"step": step})
         with pytest.raises(SystemExit, match="not everything could be written"):
@@ -290,11 +290,11 @@ def test_evaluation_on_a_full_disk_ends_with_an_error(start, whole, tmp_path):
 
 
 def without_results():
-    write = checkpoint.write_atomically
+    write = run_folder.write_atomically
 
     def full(path, content, keep_as=None):
         if path.name == "result.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content, keep_as)
 
-    checkpoint.write_atomically = full
+    run_folder.write_atomically = full

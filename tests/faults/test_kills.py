@@ -12,9 +12,10 @@ import torch
 from children import SCRIPTS, assert_same_result, before, before_save, die
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from darts_min import alarms, checkpoint, files
-from darts_min.checkpoint import RunFolder
-from darts_min.progress import Progress
+from darts_min.judge import signs
+from darts_min.run import files
+from darts_min.run.progress import Progress
+from darts_min.run.run_folder import CHECKPOINTS, RunFolder
 
 
 def slow_disk():
@@ -31,7 +32,7 @@ def kill_and_resume(run, name, folder, rng, seconds, kills):
     """
     hit = in_save = 0
     while True:
-        resumes = any((folder / file).exists() for file in checkpoint.CHECKPOINTS)
+        resumes = any((folder / file).exists() for file in CHECKPOINTS)
         if folder.exists() and not resumes:
             shutil.rmtree(folder)
         child = run(name, folder, *(["--resume"] if resumes else []), fault=slow_disk)
@@ -45,7 +46,7 @@ def kill_and_resume(run, name, folder, rng, seconds, kills):
         if code == 0:
             return hit, in_save
         assert code == -signal.SIGKILL, child.printed()
-        hit += any((folder / file).exists() for file in checkpoint.CHECKPOINTS)
+        hit += any((folder / file).exists() for file in CHECKPOINTS)
         in_save += (folder / "last.pt.tmp").exists()
 
 
@@ -79,7 +80,7 @@ def test_a_deterministic_run_repeats_and_resumes_exactly(run, tmp_path, device, 
 def eigenvalues(*values, dies_at=None):
     """Let the search find these instead of its own, then 1.0; die at the load number `dies_at`."""
     found = iter(values)
-    alarms.largest_eigenvalue = lambda *_: next(found, 1.0)
+    signs.largest_eigenvalue = lambda *_: next(found, 1.0)
     if dies_at is not None:
         before(RunFolder, "load_checkpoint", dies_at, die)
 

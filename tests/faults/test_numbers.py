@@ -13,7 +13,7 @@ from children import SCRIPTS, assert_same_result, exact, load
 
 import train_final
 import train_search
-from darts_min.checkpoint import RunFolder
+from darts_min.run.run_folder import RunFolder
 
 # The script, its model, a parameter that is not the first, and steps and lr of the second epoch.
 CASES = {

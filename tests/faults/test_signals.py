@@ -22,9 +22,9 @@ from children import (
     run_script,
 )
 
-from darts_min import checkpoint, evaluation
-from darts_min.checkpoint import CHECKPOINTS, RunFolder
-from darts_min.files import load_file
+from darts_min.run import evaluation, run_folder
+from darts_min.run.files import load_file
+from darts_min.run.run_folder import CHECKPOINTS, RunFolder
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 CODES = {INT: 130, TERM: 143}
@@ -209,7 +209,7 @@ def test_a_file_system_without_locks_is_no_reason_to_refuse_a_run(tmp_path, monk
     def unsupported(file, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(checkpoint.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(run_folder.fcntl, "lockf", unsupported)
     run = RunFolder(tmp_path / "run")
     run.save_checkpoint({"step": 1})
     assert load(tmp_path / "run") == {"step": 1}

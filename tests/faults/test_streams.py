@@ -12,10 +12,10 @@ from functools import partial
 import pytest
 from children import before_save, raise_signal, run_script
 
-from darts_min.checkpoint import RunFolder
+from darts_min.convert.weights import save_network
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import Network
-from darts_min.weights import save_network
+from darts_min.run.run_folder import RunFolder
 
 CLASSES = ["Käfer", "cow", "猫"]
 CASES = [

@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from darts_min.convert import StateDict, count_distinct, unwrapped
+from darts_min.convert.state_dicts import StateDict, count_distinct, unwrapped
 from darts_min.genotypes import PUBLISHED, Genotype
 
 

@@ -78,7 +78,7 @@ def load_file(path: str | Path, device: torch.device | str = "cpu") -> Any:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             save = "torch.save(model.state_dict(), FILE)"
             if named[1].startswith("darts_min."):
-                save = "darts_min.weights.save_network(network, FILE, {})"
+                save = "darts_min.convert.weights.save_network(network, FILE, {})"
             raise ValueError(
                 f"file {path} is not loaded, because it holds a Python object ({named[1]}), and "
                 "loading one can run any code; in the program that made the file, save tensors "

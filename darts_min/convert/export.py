@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import versions
-from darts_min.convert import (
+from darts_min.convert.state_dicts import (
     network_from_nni,
     network_from_quark0,
     network_to_nni,
     network_to_quark0,
 )
-from darts_min.files import load_file, to_bytes, write_atomically
 from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
+from darts_min.run.files import load_file, to_bytes, write_atomically
+from darts_min.run.run_folder import versions
 
 GENOTYPES = {
     "genotype.json": "json",
@@ -106,7 +106,7 @@ def export_network(
         }
 
     content = details | {
-        "format": "darts_min.export",
+        "format": "darts_min.convert.export",
         "input": {"name": "images", "shape": ["batch", *shape], "dtype": "float32"},
         "output": {"name": "logits", "shape": ["batch", network.config["num_classes"]]},
         "normalisation": "(pixel / 255 - mean) / std, of each channel",

@@ -16,8 +16,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from darts_min import __version__
-from darts_min.files import is_sealed, load_file, seal, to_bytes, write_atomically
-from darts_min.processes import Processes
+from darts_min.run.files import is_sealed, load_file, seal, to_bytes, write_atomically
+from darts_min.run.processes import Processes
 
 try:
     import fcntl

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darts_min.batches import Batches
-from darts_min.folder import (
+from darts_min.data.batches import Batches
+from darts_min.data.folder import (
     IMAGENET_STATISTICS,
     FileLoader,
     ImageFiles,

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from darts_min.checkpoint import RunFolder
-from darts_min.cost import forecast
-from darts_min.finite import FiniteGuard
-from darts_min.runs import check_same_arguments
-from darts_min.schedules import change_epochs
+from darts_min.judge.cost import forecast
+from darts_min.run.open import check_same_arguments
+from darts_min.run.run_folder import RunFolder
+from darts_min.run.schedules import change_epochs
+from darts_min.run.step import FiniteGuard
 
 
 class Progress:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from darts_min.alarms import discretised
+from darts_min.judge.signs import discretised
 from darts_min.supernet import Supernet
 
 

@@ -12,11 +12,15 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from darts_min.convert import network_from_nni, network_from_pytorchcv, network_from_quark0
-from darts_min.files import load_file, to_bytes, write_atomically
+from darts_min.convert.recognise import form_of, infer_genotype
+from darts_min.convert.state_dicts import (
+    network_from_nni,
+    network_from_pytorchcv,
+    network_from_quark0,
+)
 from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
 from darts_min.network import Network
-from darts_min.recognise import form_of, infer_genotype
+from darts_min.run.files import load_file, to_bytes, write_atomically
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHIPPED = Path(__file__).parent / "pretrained"
@@ -149,7 +153,7 @@ def _from_state_dict(content: Any, genotype: str | None) -> Network:
     if form == "quark0 search":
         raise ValueError(
             "search weights of the original code, not a network; read them in Python with "
-            "darts_min.convert.supernet_from_quark0"
+            "darts_min.convert.state_dicts.supernet_from_quark0"
         )
     if form is None:
         own = any(key.startswith("cells.0.edges.") for key in content)

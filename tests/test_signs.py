@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from darts_min import alarms
 from darts_min.architect import architecture_gradient
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
+from darts_min.judge import signs
 from darts_min.relaxations import Gumbel, Softmax
 from darts_min.supernet import Supernet
 
@@ -31,7 +31,7 @@ def test_the_largest_eigenvalue_is_that_of_the_whole_hessian(memory_format):
     x, target = torch.randn(6, 3, 8, 8).double(), torch.randint(10, (6,))
     batch = x.to(memory_format=memory_format), target
     before = [p.clone() for p in model.parameters()]
-    found = alarms.largest_eigenvalue(model, F.cross_entropy, batch, tolerance=1e-6)
+    found = signs.largest_eigenvalue(model, F.cross_entropy, batch, tolerance=1e-6)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
     # Column by column, from differences of gradients: no second derivative is taken.
@@ -61,7 +61,7 @@ def test_the_eigenvalue_of_a_relaxation_that_draws_is_that_of_its_mean():
     for relaxation in (Softmax(), Gumbel()):
         model = make(num_nodes=1)
         model.relaxation = relaxation
-        found.append(alarms.largest_eigenvalue(model, F.cross_entropy, batch))
+        found.append(signs.largest_eigenvalue(model, F.cross_entropy, batch))
         assert model.training
     assert found[0] == found[1]
 
@@ -69,7 +69,7 @@ def test_the_eigenvalue_of_a_relaxation_that_draws_is_that_of_its_mean():
 def test_signs_are_those_of_the_mixtures_written_out():
     model = make(num_nodes=3)
     genotype = model.genotype()
-    signs = alarms.signs_of_collapse(model, genotype)
+    reported = signs.signs_of_collapse(model, genotype)
     for kind, alphas in zip(("normal", "reduce"), model.alphas(), strict=True):
         mixes, nones, entropies, leads = {}, [], [], []
         rows = iter(alphas.tolist())
@@ -86,21 +86,19 @@ def test_signs_are_those_of_the_mixtures_written_out():
                 p for name, p in zip(PRIMITIVES, mix, strict=True) if name not in (op, "none")
             ]
             leads.append(mix[PRIMITIVES.index(op)] - max(others))
-        assert signs[f"weight of none/{kind}"] == pytest.approx(sum(nones) / 9)
-        assert signs[f"entropy of kept edges (nats)/{kind}"] == pytest.approx(sum(entropies) / 6)
-        assert signs[f"smallest lead/{kind}"] == pytest.approx(min(leads), abs=1e-6)
-        assert signs[f"skips in the cell/{kind}"] == sum(op == "skip_connect" for op, _ in cell)
-    assert alarms.count_skips(PUBLISHED["DARTS_V1"])["skips in the cell/normal"] == 3
+        assert reported[f"weight of none/{kind}"] == pytest.approx(sum(nones) / 9)
+        assert reported[f"entropy of kept edges (nats)/{kind}"] == pytest.approx(sum(entropies) / 6)
+        assert reported[f"smallest lead/{kind}"] == pytest.approx(min(leads), abs=1e-6)
+        assert reported[f"skips in the cell/{kind}"] == sum(op == "skip_connect" for op, _ in cell)
+    assert signs.count_skips(PUBLISHED["DARTS_V1"])["skips in the cell/normal"] == 3
 
 
 def test_signs_of_mixtures_that_do_not_add_up_to_one_are_those_of_the_shares():
     plain, scaled = make(), make()
     mixes = scaled.mixtures()
     scaled.mixtures = lambda: [0.25 * mix for mix in mixes]
-    for name, sign in alarms.mixture_signs(plain, plain.genotype()).items():
-        assert alarms.mixture_signs(scaled, scaled.genotype())[name] == pytest.approx(
-            sign, rel=1e-6
-        )
+    for name, sign in signs.mixture_signs(plain, plain.genotype()).items():
+        assert signs.mixture_signs(scaled, scaled.genotype())[name] == pytest.approx(sign, rel=1e-6)
 
 
 def test_the_rules_disagree_where_none_is_strong():
@@ -108,18 +106,18 @@ def test_the_rules_disagree_where_none_is_strong():
     for alpha in model.alphas():
         alpha.data.fill_(-2.0)
         alpha.data[:, PRIMITIVES.index("sep_conv_3x3")] = torch.tensor([0.0, 1, 3, 2, 1])
-    assert alarms.rule_disagreements(model) == 0
+    assert signs.rule_disagreements(model) == 0
     # Node 3 keeps states 0 and 1; much of `none` takes state 0 down in softmax, not in raw alphas.
     model.alphas_normal.data[2, 0] = 9.0
     assert model.genotype("darts").normal[2:] == (("sep_conv_3x3", 1), ("sep_conv_3x3", 2))
     assert model.genotype("nni").normal[2:] == (("sep_conv_3x3", 0), ("sep_conv_3x3", 1))
-    assert alarms.rule_disagreements(model) == 1
+    assert signs.rule_disagreements(model) == 1
 
 
 def test_the_discretised_supernet_mixes_one_operation_with_weight_one():
     model = make(num_nodes=3).eval()
     x = torch.randn(4, 3, 8, 8)
-    discrete = alarms.discretised(model, model.genotype())
+    discrete = signs.discretised(model, model.genotype())
     logits = discrete(x)
     genotype = model.genotype()
     # Softmax of these is exactly 0 and 1; an edge that is not kept has `none`.
@@ -140,8 +138,8 @@ def test_early_stopping_stops_where_robustdarts_tracker_does(every):
     stopped = 0
     for case in golden:
         values = case["eigenvalues"][::every]
-        newest = [i for i in range(len(values)) if alarms.should_stop(values[: i + 1], every)]
-        found = [newest[0] * every, (newest[0] - alarms.LOOK_BACK) * every] if newest else None
+        newest = [i for i in range(len(values)) if signs.should_stop(values[: i + 1], every)]
+        found = [newest[0] * every, (newest[0] - signs.LOOK_BACK) * every] if newest else None
         assert found == case[f"ev_freq_{every}"]
         stopped += found is not None
     assert len(golden) == 40 and 10 < stopped < 40
@@ -149,12 +147,12 @@ def test_early_stopping_stops_where_robustdarts_tracker_does(every):
 
 def test_early_stopping_needs_every_eigenvalue_of_its_two_means():
     values = [1.0] * 13 + [2.0] * 4
-    assert alarms.should_stop(values)
+    assert signs.should_stop(values)
     for i in range(17):
         missing = [*values[:i], None, *values[i + 1 :]]
-        assert alarms.should_stop(missing) == (i < 8)
-    assert not alarms.should_stop(values[1:])  # the genotype would be that of epoch 9
-    assert not alarms.should_stop([-value for value in values])
+        assert signs.should_stop(missing) == (i < 8)
+    assert not signs.should_stop(values[1:])  # the genotype would be that of epoch 9
+    assert not signs.should_stop([-value for value in values])
 
 
 @pytest.mark.parametrize("memory, images", [(16, 16), (5, 4), (2, 2), (1, 0)])
@@ -165,16 +163,16 @@ def test_the_eigenvalue_is_of_as_many_images_as_memory_holds(monkeypatch, memory
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return float(len(batch[0]))
 
-    monkeypatch.setattr(alarms, "largest_eigenvalue", compute)
+    monkeypatch.setattr(signs, "largest_eigenvalue", compute)
     batch, alone = (torch.zeros(16, 1), torch.zeros(16)), SimpleNamespace(number=1, average=None)
-    found = alarms.eigenvalue_that_fits(None, None, batch, 16, alone)
+    found = signs.eigenvalue_that_fits(None, None, batch, 16, alone)
     assert found == (float(images) or None, images)
 
 
 def test_a_cpu_without_memory_is_told_from_another_error(monkeypatch):
     with pytest.raises(RuntimeError) as full:
         torch.empty(2**60)
-    assert alarms.is_out_of_memory(full.value)
+    assert signs.is_out_of_memory(full.value)
     with pytest.raises(RuntimeError) as other:
         torch.zeros(2) @ torch.zeros(3)
-    assert not alarms.is_out_of_memory(other.value)
+    assert not signs.is_out_of_memory(other.value)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from darts_min.genotypes import Genotype, kept_edges
-from darts_min.processes import Processes
+from darts_min.run.processes import Processes
 from darts_min.supernet import Supernet
 
 KINDS = ("normal", "reduce")

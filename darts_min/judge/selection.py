@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-from darts_min.checkpoint import RunFolder
 from darts_min.draw import draw_side_by_side
 from darts_min.genotypes import format_genotype, parse_genotype
+from darts_min.run.run_folder import RunFolder
 
 
 def rank(run: RunFolder, results: list[tuple[int, dict, dict]]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from darts_min.checkpoint import CHECKPOINTS, RunFolder
-from darts_min.processes import Processes
+from darts_min.run.processes import Processes
+from darts_min.run.run_folder import CHECKPOINTS, RunFolder
 
 # Arguments that a resumed run may change: they do not change its result, or are meant to.
 FREE = {"out_dir", "resume", "device", "data_dir", "num_workers", "epochs"}
