@@ -25,6 +25,9 @@ class Softmax:
     def penalty(self, alphas: list[Tensor]) -> Tensor:
         return 0 * alphas[0].sum()
 
+    def at(self, done: float) -> None:
+        """Set what is scheduled; `done` grows from 0 in the first epoch to 1 in the last."""
+
 
 class Gumbel(Softmax):
     """GDAS (arXiv 1910.04465, Sec. 3.2): one operation per edge, drawn from the softmax.
@@ -36,8 +39,12 @@ class Gumbel(Softmax):
 
     is_sparse = True
 
-    def __init__(self, tau: float = 10.0):
-        self.tau = tau
+    def __init__(self, tau: float = 10.0, tau_end: float | None = None):
+        self.tau = self.tau_start = tau
+        self.tau_end = tau if tau_end is None else tau_end
+
+    def at(self, done: float) -> None:
+        self.tau = self.tau_start + done * (self.tau_end - self.tau_start)
 
     def draw(self, alphas: Tensor) -> Tensor:
         return F.gumbel_softmax(alphas, self.tau, hard=True)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
+from darts_min.run.processes import Processes
 from torch.nn import functional as F
 
 import train_final
@@ -23,7 +24,6 @@ from darts_min.data.datasets import Loader, channel_statistics, synthetic_datase
 from darts_min.genotypes import PUBLISHED, Genotype, unused_states
 from darts_min.network import Network
 from darts_min.run.evaluation import evaluate
-from darts_min.run.processes import Processes
 from darts_min.run.step import FiniteGuard
 from darts_min.supernet import Supernet
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from darts_min.run.processes import Processes
 from PIL import Image
 from torch.nn import functional as F
 
@@ -33,7 +34,6 @@ from darts_min.genotypes import PRIMITIVES, PUBLISHED, format_genotype, parse_ge
 from darts_min.judge import signs
 from darts_min.network import Network
 from darts_min.relaxations import Gumbel, Softmax
-from darts_min.run.processes import Processes
 from darts_min.run.progress import Progress
 from darts_min.run.run_folder import RunFolder
 from darts_min.run.schedules import learning_rate_factor
