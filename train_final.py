@@ -77,32 +77,36 @@ Statistics = tuple[Tensor, Tensor]
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
+    # fmt: off
     parser = flags.make_parser("Train the network built from a genotype.")
-    demo = "train the cell of the search's demo, offline, in under 2 minutes"
-    add = flags.add_run_flags(parser, "runs/final", demo)
+    add = flags.add_run_flags(parser, "runs/final", demo="train the cell of the search's demo")
     flags.add_training_flags(add)
-    add("--recipe", choices=RECIPES, default="darts", help=flags.RECIPE_HELP)
+    add("--recipe", choices=RECIPES, default="darts",
+        help=flags.RECIPE_HELP + "; quick: one-cycle, 20 epochs; imagenet: the original code's")
     add("--sync-bn", action="store_true", help="compute BN over all processes (CUDA only)")
     add = flags.add_data_flags(parser, batch_size=96, subset="training")
     flags.add_file_flags(add)
     flags.add_grad_accum_flag(add)
-    add("--holdout", action="store_true", help="train on half of the images, test on the others")
+    add("--holdout", action="store_true",
+        help="train on half of the training images and test on the other half")
     add("--cutout", type=COUNT_OR_0, default=16, help="side of the cutout square in pixels; 0: off")
     add = parser.add_argument_group("network").add_argument
     flags.add_size_flags(add, init_channels=36, num_cells=20)
-    add("--genotype", help="cell: a published name, a run folder, a file or text (see README)")
-    add("--init-from", metavar="FILE", help="fine-tune the network of this file or name")
+    add("--genotype", help="cell to train: a published name, a run folder, a file or text")
+    add("--init-from", metavar="FILE", help="fine-tune the network of this file or published name")
     add("--freeze-features", action="store_true", help="train the classifier alone")
-    add("--auxiliary-weight", type=AMOUNT, default=0.4, help="weight of the auxiliary head's loss")
-    drop_path = "probability of dropping an edge in the last epoch; grows linearly"
-    add("--drop-path-prob", type=SHARE, default=0.2, help=drop_path)
-    add("--max-params", type=POSITIVE, help="refuse a network of more parameters, in millions")
-    add("--max-madds", type=POSITIVE, help="refuse a network of more multiply-adds, in millions")
+    add("--auxiliary-weight", type=AMOUNT, default=0.4,
+        help="weight of the auxiliary head's loss; 0: no head")
+    add("--drop-path-prob", type=SHARE, default=0.2,
+        help="probability of dropping an edge in the last epoch; grows linearly from 0")
+    add("--max-params", type=POSITIVE, help="refuse a network of more million parameters")
+    add("--max-madds", type=POSITIVE, help="refuse a network of more million multiply-adds")
     add = flags.add_optimizer_flags(parser, epochs=600, w_lr_min=0.0)
     add("--w-schedule", choices=SCHEDULES, default="cosine", help="schedule of the learning rate")
-    decay, decay_help = number(float, "(0, 1]"), "factor per epoch of the exponential schedule"
-    add("--w-lr-decay", type=decay, default=0.97, help=decay_help)
+    add("--w-lr-decay", type=number(float, "(0, 1]"), default=0.97,
+        help="exponential: factor of the learning rate in each epoch")
     add("--label-smoothing", type=SHARE, default=0.0, help="label smoothing of the training loss")
+    # fmt: on
 
     def presets(args: argparse.Namespace) -> dict:
         result = RECIPES[args.recipe] | (DEMO if args.demo else {})

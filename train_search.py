@@ -92,47 +92,60 @@ KINDS = ("normal", "reduce")
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
+    # fmt: off
     parser = flags.make_parser("Search for a cell with DARTS.")
     add = flags.add_run_flags(parser, "runs/search", demo="search offline, in under 2 minutes")
     flags.add_training_flags(add)
     add("--recipe", choices=("darts", "plain"), default="darts", help=flags.RECIPE_HELP)
     add = flags.add_data_flags(parser, batch_size=64, subset="training")
     flags.add_grad_accum_flag(add)
-    add("--search-cutout", type=COUNT_OR_0, default=0, help="cutout's side; probability grows to 1")
+    add("--search-cutout", type=COUNT_OR_0, default=0,
+        help="side of the cutout square in pixels; its probability grows linearly to 1; 0: off")
     add = parser.add_argument_group("supernet").add_argument
     flags.add_size_flags(add, init_channels=16, num_cells=8)
     add("--num-nodes", type=int, default=4, help="intermediate nodes of a cell")
-    add("--checkpoint-cells", action="store_true", help="recompute cells: less memory, more time")
-    add(
-        "--space",
-        default="darts",
-        help="operations to choose from: darts, nni, S1-S4, or OP,OP,...",
-    )
-    add("--search-drop-path", type=SHARE, default=0.0, help="drop path, last epoch; grows from 0")
+    add("--space", default="darts",
+        help="operations that an edge may use: darts, nni, S1, S2, S3, S4, or a list OP,OP,...")
+    add("--search-drop-path", type=SHARE, default=0.0,
+        help="probability of dropping an operation in the last epoch; grows linearly from 0")
+    add("--checkpoint-cells", action="store_true",
+        help="compute each cell again in the backward pass: less memory, more time")
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=("darts", "random"), default="darts", help="learn alpha, or rank cells")
-    add("--relaxation", choices=RELAXATIONS, default="softmax", help="with its paper's defaults")
-    add("--tau", type=POSITIVE, nargs=2, default=[10, 0.1], help="gumbel: first, last temperature")
+    add("--method", choices=("darts", "random"), default="darts",
+        help="learn the alphas, or train random cells with shared weights and rank them")
+    add("--relaxation", choices=RELAXATIONS, default="softmax",
+        help="how alphas become mixture weights; each changes defaults as its paper does")
+    add("--tau", type=POSITIVE, nargs=2, default=[10, 0.1], metavar=("START", "END"),
+        help="gumbel: temperature in the first and in the last epoch")
     add("--zero-one-weight", type=AMOUNT, default=10.0, help="sigmoid: weight of the zero-one loss")
-    add("--partial", type=number(int, "[2, inf)"), default=4, help="partial: K of 1/K channels")
+    add("--partial", type=number(int, "[2, inf)"), default=4, metavar="K",
+        help="partial: mixed operations see 1/K of the channels")
     add("--candidates", type=COUNT, default=100, help="random: cells ranked after each epoch")
     add = flags.add_optimizer_flags(parser, epochs=50, w_lr_min=1e-3)
-    add("--w-nesterov", action=BooleanOptionalAction, default=False, help="Nesterov's momentum")
-    add("--order", type=int, choices=(1, 2), default=1, help="order of alpha's gradient, Eq. 6-8")
+    add("--w-nesterov", action=BooleanOptionalAction, default=False,
+        help="use Nesterov's momentum in SGD")
+    add("--order", type=int, choices=(1, 2), default=1,
+        help="order of the gradient in alpha: 1 leaves out the second term of Eq. 7")
     add("--alpha-warmup-epochs", type=COUNT_OR_0, default=0, help="epochs that train w alone")
-    add("--alpha-lr", type=AMOUNT, default=3e-4, help="learning rate of alpha, by Adam")
-    add("--alpha-betas", type=SHARE, nargs=2, default=[0.5, 0.999], help="Adam's betas for alpha")
+    add("--alpha-lr", type=AMOUNT, default=3e-4, help="learning rate of alpha, for Adam")
+    add("--alpha-betas", type=SHARE, nargs=2, default=[0.5, 0.999], help="betas of Adam for alpha")
     add("--alpha-weight-decay", type=AMOUNT, default=1e-3, help="weight decay of alpha")
     add = parser.add_argument_group("signs of a bad cell").add_argument
-    add("--hessian-every", type=COUNT_OR_0, default=1, help="epochs per eigenvalue; 0: none")
-    add("--early-stop", action="store_true", help="stop if the eigenvalue grows fast (RobustDARTS)")
-    add("--adapt-weight-decay", action="store_true", help="go back then, with 10 x decay of w")
-    add("--max-skips", type=number(int, "[0, 8]"), help="skips in the normal cell (P-DARTS: 2)")
+    add("--hessian-every", type=COUNT_OR_0, default=1,
+        help="epochs from one eigenvalue of the Hessian to the next; 0: none")
+    add("--early-stop", action="store_true",
+        help="stop when the eigenvalue grows too fast, and take an earlier genotype (RobustDARTS)")
+    add("--adapt-weight-decay", action="store_true",
+        help="when the eigenvalue grows too fast, go back and multiply the weight decay of w by 10")
+    add("--max-skips", type=number(int, "[0, 8]"),
+        help="most skip connections in the normal cell (P-DARTS: 2)")
     add = parser.add_argument_group("selection among several searches (Sec. 3.2)").add_argument
-    add("--seeds", type=flags.SEED, nargs="+", help="search with each seed, train the cells found")
+    add("--seeds", type=flags.SEED, nargs="+", metavar="SEED",
+        help="search with each seed, train the cells on half of the images, keep the best cell")
     add("--select-epochs", type=COUNT, default=100, help="epochs to train each cell found")
-    add("--select-channels", type=COUNT, default=36, help="initial channels of its network")
-    add("--select-cells", type=number(int, "[3, inf)"), default=20, help="cells of its network")
+    add("--select-channels", type=COUNT, default=36, help="initial channels to train it with")
+    add("--select-cells", type=number(int, "[3, inf)"), default=20, help="cells to train it with")
+    # fmt: on
     args, given = flags.parse_flags(parser, argv, presets, ONLY_WITH, has_own_dataset)
     check_together(args, given)
     if args.fast_dev_run:  # everything that a run does, in its only epoch
@@ -288,20 +301,14 @@ def train_epoch(
     def penalty(alphas):
         return alpha_step.scale(model.relaxation.penalty(alphas))
 
+    more = grad_accum, penalty
     for train_batch, val_batch in batches:
         # Alg. 1, line 1: update alpha by descending
         # grad_alpha L_val(w - xi grad_w L_train(w, alpha), alpha).
         if alpha_step is not None:
             with machine.autocast():
                 gradient = architecture_gradient(
-                    model,
-                    loss_fn,
-                    train_batch,
-                    val_batch,
-                    xi,
-                    w_step.optimizer,
-                    grad_accum,
-                    penalty,
+                    model, loss_fn, train_batch, val_batch, xi, w_step.optimizer, *more
                 )
             alpha_step(gradient)
 
@@ -337,6 +344,7 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
 
 
 def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | None) -> dict:
+    """Search once; write the run folder, and return the result."""
     torch.manual_seed(args.seed)
     machine = Machine(args.device, args.amp, args.channels_last, args.deterministic, args.compile)
     train, classes, w_loader, alpha_loader, eval_loader = load_halves(args, dataset, machine)
@@ -360,7 +368,7 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
             f"{machine.device}; run folder {run.path}"
         )
         watch = EigenvalueWatch(args, progress)
-        genotype = model.genotype(max_skips=args.max_skips)
+        previous = format_genotype(model.genotype(max_skips=args.max_skips), "quark0")
         for epoch in progress.epochs():
             if watch.stops():
                 break
@@ -378,8 +386,9 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
             xi = progress.lr if args.order == 2 else 0.0
             steps = w_step, alpha_step if trains_alpha else None
             progress.add(train_epoch(model, batches, *steps, machine, xi, args.grad_accum))
-            previous, (genotype, record) = genotype, measure(args, model, eval_loader, watch)
-            report(args, run, model, genotype, record, is_same=genotype == previous)
+            record = measure(args, model, eval_loader, watch)
+            report(args, run, model, record, previous)
+            previous = record["genotype"]
             if not watch.goes_back(record):
                 progress.finish_epoch(record, keep=args.adapt_weight_decay)
         return finish(args, progress, watch)
@@ -399,8 +408,8 @@ def count_ranking_batches(args: argparse.Namespace) -> int:
 
 def measure(
     args: argparse.Namespace, model: Supernet, eval_loader: Loader, watch: EigenvalueWatch
-) -> tuple[Genotype, dict]:
-    """Take the genotype after the training of an epoch; return it and the record of the epoch."""
+) -> dict:
+    """Take the genotype after the training of an epoch; return the record of the epoch."""
     progress, machine = watch.progress, watch.progress.machine
     limit = 2 if args.fast_dev_run else None
 
@@ -423,7 +432,7 @@ def measure(
         eigenvalue = watch.measure(model, eval_loader)
     train_loss, train_accuracy = progress.means()
     lost = {"accuracy lost in discretisation": val.accuracy - discrete.accuracy}
-    return genotype, {
+    return {
         "epoch": progress.epoch + 1,
         "lr": progress.lr,
         "train_loss": train_loss,
@@ -439,14 +448,12 @@ def measure(
 
 
 def report(
-    args: argparse.Namespace,
-    run: RunFolder,
-    model: Supernet,
-    genotype: Genotype,
-    record: dict,
-    is_same: bool,
+    args: argparse.Namespace, run: RunFolder, model: Supernet, record: dict, previous: str
 ) -> None:
-    """Write the record of an epoch to the log and to TensorBoard, with pictures of its cells."""
+    """Write the record of an epoch to the log and to TensorBoard, with pictures of its cells.
+
+    `previous` is the genotype of the epoch before.
+    """
     signs, skipped = record["signs"], record["skipped_batches"]
     eigenvalue = signs.get("largest eigenvalue")
     discrete = record["arch_accuracy"] - signs["accuracy lost in discretisation"]
@@ -456,12 +463,13 @@ def report(
         f"accuracy {100 * record['train_accuracy']:.2f} %  "
         f"alpha half: loss {record['arch_loss']:.3f}, "
         f"accuracy {100 * record['arch_accuracy']:.2f} %  {record['seconds']:.0f} s  "
-        f"genotype {'unchanged' if is_same else 'changed'}  "
+        f"genotype {'unchanged' if record['genotype'] == previous else 'changed'}  "
         f"skips {signs['skips in the cell/normal']} + {signs['skips in the cell/reduce']}, "
         f"discretised {100 * discrete:.2f} %"
         + ("" if eigenvalue is None else f", eigenvalue {eigenvalue:.3g}")
         + (f"  {skipped} batches skipped so far" if skipped else "")
     )
+    genotype = parse_genotype(record["genotype"])
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
     edges = [(node, j) for node in range(model.num_nodes) for j in range(2 + node)]
     mixtures = dict(zip(KINDS, (mix.tolist() for mix in model.mixtures()), strict=True))

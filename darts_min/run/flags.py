@@ -15,6 +15,7 @@ from darts_min.data.datasets import DATASETS, IN_MEMORY
 from darts_min.run.machine import AMP_CHOICES
 
 RECIPE_HELP = "preset of defaults: the paper's, or those of NNI's tutorial without its tricks"
+Adder = Callable[..., Any]  # the method `add_argument` of a group
 OWN_DATASET = "own"  # the value of --dataset where the caller of main() gives a Dataset
 # Arguments that a resumed run may change: they do not change its result, or are meant to.
 MAY_CHANGE = {"out_dir", "resume", "device", "data_dir", "num_workers", "epochs"}
@@ -53,128 +54,80 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
 
 
-def add_run_flags(parser: argparse.ArgumentParser, out_dir: str, demo: str) -> Callable[..., Any]:
-    """Add the flags of every script in the group "run", and return how to add more to it."""
+# fmt: off
+def add_run_flags(parser: argparse.ArgumentParser, out_dir: str, demo: str) -> Adder:
+    """Add the flags of every script; return how to add more to their group."""
     add = parser.add_argument_group("run").add_argument
     add("--demo", action="store_true", help=demo)
     add("--out-dir", help=f"run folder (default: {out_dir}, or the next free number after it)")
-    add("--seed", type=SEED, default=0, help="random seed")
-    add("--device", default="auto", help="auto (GPU if any), cpu, cuda, cuda:1, ...")
-    add(
-        "--amp", choices=AMP_CHOICES, default="auto", help="mixed precision; auto: bf16 if on a GPU"
-    )
-    add(
-        "--channels-last",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="memory format of images and weights; auto: on if on the CPU",
-    )
+    add("--seed", type=SEED, default=0, help="seed of all random numbers")
+    add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...")
+    add("--amp", choices=AMP_CHOICES, default="auto",
+        help="mixed precision; auto: bf16 on a GPU that has it, else off")
+    add("--channels-last", choices=("auto", "on", "off"), default="auto",
+        help="memory format of images and weights; auto: on if the device is the CPU")
     add("--fast-dev-run", action="store_true", help="try everything on two batches of each kind")
     return add
 
 
-def add_training_flags(add: Callable[..., Any]) -> None:
-    """Add to the group "run" the flags of both training scripts."""
+def add_training_flags(add: Adder) -> None:
+    """Add the flags of both training scripts to the same group."""
     add("--resume", action="store_true", help="continue the run in --out-dir, or the newest run")
-    add(
-        "--checkpoint-minutes",
-        type=AMOUNT,
-        default=10,
-        help="minutes between two checkpoints inside an epoch; each epoch's end has one anyway",
-    )
-    add("--compile", action="store_true", help="compile the cells; slow to start, gain varies")
+    add("--checkpoint-minutes", type=AMOUNT, default=10,
+        help="minutes from one checkpoint to the next inside an epoch; the end of an epoch has one")
+    add("--compile", action="store_true", help="compile the cells; slow to start, the gain varies")
     add("--deterministic", action="store_true", help="compute the same bits on CUDA too; slower")
-    add(
-        "--on-nonfinite",
-        choices=("stop", "skip"),
-        default="stop",
-        help="what to do at a loss or gradient that is not finite; the tenth in a row always stops",
-    )
+    add("--on-nonfinite", choices=("stop", "skip"), default="stop",
+        help="at a loss or gradient that is not finite: stop, or skip up to nine batches in a row")
 
 
-def add_data_flags(
-    parser: argparse.ArgumentParser, batch_size: int, subset: str
-) -> Callable[..., Any]:
+def add_data_flags(parser: argparse.ArgumentParser, batch_size: int, subset: str) -> Adder:
     """Add the flags that choose the images; return how to add more to their group."""
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, default="cifar10", help="images to learn")
-    add("--data-dir", default="data", help="folder of downloads, or of your images; npz: the file")
-    add("--image-size", type=number(int, "[8, inf)"), help="resize to squares of so many pixels")
+    add("--dataset", choices=DATASETS, default="cifar10", help="images and classes to learn")
+    add("--data-dir", default="data", help="folder of downloads or of your images; npz: the file")
+    add("--image-size", type=number(int, "[8, inf)"), help="resize images to squares of this side")
     add("--channels", type=int, choices=(1, 3), help="folder: read images as grey (1) or RGB (3)")
-    add(
-        "--subset",
-        type=COUNT,
-        help=f"use so many of the {subset} images, equally many of each class",
-    )
-    add(
-        "--batch-size",
-        type=COUNT,
-        default=batch_size,
-        help="images in a batch of each process",
-    )
+    add("--subset", type=COUNT,
+        help=f"use only so many of the {subset} images, equally many of each class")
+    add("--batch-size", type=COUNT, default=batch_size, help="images in a batch of each process")
     return add
 
 
-def add_file_flags(add: Callable[..., Any]) -> None:
-    """Add to the group "data" the flags for images that may stay in their files."""
+def add_file_flags(add: Adder) -> None:
+    """Add the flags for images that may stay in their files to the same group."""
     add("--in-memory", choices=IN_MEMORY, default="auto", help="folder: hold all images in memory")
-    add(
-        "--num-workers",
-        type=number(int, "[0, 1000]"),
-        default=4,
-        help="folder: processes that read the images that are not in memory",
-    )
+    add("--num-workers", type=number(int, "[0, 1000]"), default=4,
+        help="folder: processes that read the images that are not in memory")
 
 
-def add_grad_accum_flag(add: Callable[..., Any]) -> None:
-    add(
-        "--grad-accum",
-        type=COUNT,
-        default=1,
-        help="compute a batch in so many equal parts, one at a time; needs less memory",
-    )
+def add_grad_accum_flag(add: Adder) -> None:
+    add("--grad-accum", type=COUNT, default=1,
+        help="compute a batch in so many equal parts, one at a time; takes less memory")
 
 
-def add_size_flags(add: Callable[..., Any], init_channels: int, num_cells: int) -> None:
-    """Add the size of a network, or of a supernet; the model itself checks it."""
+def add_size_flags(add: Adder, init_channels: int, num_cells: int) -> None:
+    """Add the sizes of a network or supernet, which checks them itself."""
     add("--init-channels", type=int, default=init_channels, help="channels of the first cells")
-    add("--num-cells", type=int, default=num_cells, help="number of cells, two of them reductions")
-    add(
-        "--stem",
-        choices=("cifar", "imagenet"),
-        default="cifar",
-        help="layers before the cells; imagenet: they reduce the image to 1/8 of its size",
-    )
+    add("--num-cells", type=int, default=num_cells, help="cells, two of which are reduction cells")
+    add("--stem", choices=("cifar", "imagenet"), default="cifar",
+        help="layers before the cells; imagenet: they reduce images to 1/8 of their size")
 
 
-def add_optimizer_flags(
-    parser: argparse.ArgumentParser, epochs: int, w_lr_min: float
-) -> Callable[..., Any]:
+def add_optimizer_flags(parser: argparse.ArgumentParser, epochs: int, w_lr_min: float) -> Adder:
     """Add the flags for training w; return how to add more to their group."""
     add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=COUNT, default=epochs, help="passes over the images")
+    add("--epochs", type=COUNT, default=epochs, help="passes over the training images")
     add("--w-optimizer", choices=("sgd", "adam"), default="sgd", help="optimizer of the weights w")
-    add(
-        "--w-lr",
-        type=AMOUNT,
-        default=0.025,
-        help="largest learning rate of w (paper, A.1.1: 0.025)",
-    )
-    add(
-        "--w-lr-min",
-        type=AMOUNT,
-        default=w_lr_min,
-        help="learning rate of w at the end of the cosine schedule (paper: 0)",
-    )
+    add("--w-lr", type=AMOUNT, default=0.025, help="largest learning rate of w (paper: 0.025)")
+    add("--w-lr-min", type=AMOUNT, default=w_lr_min,
+        help="learning rate of w at the end of the cosine schedule (paper: 0)")
     add("--w-momentum", type=SHARE, default=0.9, help="momentum of SGD")
     add("--w-weight-decay", type=AMOUNT, default=3e-4, help="weight decay of w")
-    add(
-        "--w-grad-clip",
-        type=AMOUNT,
-        default=5.0,
-        help="largest l2 norm of the gradient of w; 0: no clipping",
-    )
+    add("--w-grad-clip", type=AMOUNT, default=5.0,
+        help="largest l2 norm of the gradient in w; 0: no clipping")
     return add
+# fmt: on
 
 
 def parse_flags(
