@@ -95,7 +95,7 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
 
 
 def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
-    """Evaluate as `argv` says; `dataset` takes the place of --dataset."""
+    """Evaluate as `argv` says; `dataset`, in memory, takes the place of --dataset."""
     args = parse_args(argv, dataset is not None)
     machine = Machine(args.device, args.amp, args.channels_last)
     network = load_network(args.weights, args.genotype)

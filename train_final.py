@@ -49,6 +49,8 @@ from darts_min.run.run_folder import RunFolder, markdown_table, newest_folder, o
 from darts_min.run.schedules import SCHEDULES, make_scheduler
 from darts_min.run.step import FiniteGuard, Step, make_optimizer
 
+Statistics = tuple[Tensor, Tensor]  # mean and standard deviation of each channel, (C,)
+
 DEMO = dict(dataset="synthetic", image_size=16, subset=2000, batch_size=32, epochs=6)
 DEMO |= dict(init_channels=8, num_cells=3, cutout=4, w_lr=0.05)
 NO_TRICKS = dict(cutout=0, auxiliary_weight=0.0, drop_path_prob=0.0)
@@ -71,9 +73,6 @@ ONLY_WITH = flags.FOLDER_ONLY | {
     "w_lr_decay": ("w_schedule", "exponential"),
     "w_momentum": ("w_optimizer", "sgd"),
 }
-
-
-Statistics = tuple[Tensor, Tensor]
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
@@ -99,8 +98,8 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
         help="weight of the auxiliary head's loss; 0: no head")
     add("--drop-path-prob", type=SHARE, default=0.2,
         help="probability of dropping an edge in the last epoch; grows linearly from 0")
-    add("--max-params", type=POSITIVE, help="refuse a network of more million parameters")
-    add("--max-madds", type=POSITIVE, help="refuse a network of more million multiply-adds")
+    add("--max-params", type=POSITIVE, help="largest number of parameters, in millions")
+    add("--max-madds", type=POSITIVE, help="largest number of multiply-adds, in millions")
     add = flags.add_optimizer_flags(parser, epochs=600, w_lr_min=0.0)
     add("--w-schedule", choices=SCHEDULES, default="cosine", help="schedule of the learning rate")
     add("--w-lr-decay", type=number(float, "(0, 1]"), default=0.97,
@@ -182,12 +181,13 @@ def train_epoch(
 
 
 def load_parts(
-    args: argparse.Namespace, dataset: Dataset | None, machine: Machine, details: dict[str, Any]
+    args: argparse.Namespace, dataset: Dataset | None, machine: Machine, base: Network | None
 ) -> tuple[Images | ImageFiles, list[str], Statistics, Loader | FileLoader, Loader | FileLoader]:
     """Return the training images, their classes and statistics, and loaders for training and test.
 
-    `details` are those of the network to be fine-tuned, whose image size and statistics hold on.
+    The images have the size and the statistics of those that `base` was trained on.
     """
+    details = {} if base is None else base.details
     image_size = args.image_size or details.get("image_size")
     if dataset is None:
         more = {} if args.channels is None else {"channels": args.channels}
@@ -197,6 +197,11 @@ def load_parts(
                 args.dataset, args.data_dir, image_size, args.seed, *where, **more
             )
     train, test = dataset.train, dataset.test
+    if base is not None and train.channels != base.config["in_channels"]:
+        raise ValueError(
+            f"--init-from {args.init_from} takes images of {base.config['in_channels']} channels, "
+            f"{args.dataset} has {train.channels}"
+        )
     if args.subset is not None:
         train = balanced_subset(train, args.subset, torch.Generator().manual_seed(args.seed))
     if args.holdout:  # Sec. 3.2: cells are chosen without a look at the test images
@@ -252,11 +257,6 @@ def make_network(
             auxiliary_second_bn=second_bn,
         )
 
-    if base is not None and train.channels != base.config["in_channels"]:
-        raise ValueError(
-            f"--init-from {args.init_from} takes images of {base.config['in_channels']} channels, "
-            f"{args.dataset} has {train.channels}"
-        )
     check_cost(make, args.init_channels, image_size, args.max_params, args.max_madds)
     network, lines = make(args.init_channels), []
     if base is not None:
@@ -302,16 +302,14 @@ def settle(
 
 
 def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
-    """Train as `argv` says; `dataset` takes the place of --dataset."""
+    """Train as `argv` says; `dataset`, in memory, takes the place of --dataset."""
     args = parse_args(argv, dataset is not None)
     torch.manual_seed(args.seed)
     machine = Machine(args.device, args.amp, args.channels_last, args.deterministic, args.compile)
     if args.sync_bn and machine.device.type != "cuda":
         raise ValueError(f"--sync-bn: PyTorch has it for CUDA only, the device is {machine.device}")
     base = None if args.init_from is None else load_network(args.init_from, args.genotype)
-    base_details = {} if base is None else base.details
-    train, classes, statistics, *loaders = load_parts(args, dataset, machine, base_details)
-    train_loader, test_loader = loaders
+    train, classes, statistics, train_loader, test_loader = load_parts(args, dataset, machine, base)
     args = settle(args, base, train)
     network, notes = make_network(args, base, train, classes, train_loader.image_size)
     network.to(machine.device, memory_format=machine.memory_format)
@@ -440,10 +438,12 @@ def report(
 
 
 def tested_on(args: argparse.Namespace) -> str:
+    """Name the images that the network is tested on."""
     return "held-out half" if args.holdout else "test"
 
 
 def save(run: RunFolder, network: Network, details: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write network.pt with what is to be known about the network."""
     details = details | {"test_accuracy": record["test_accuracy"]}
     run.attempt("network.pt", partial(save_network, network, run / "network.pt", details))
 

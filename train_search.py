@@ -130,21 +130,8 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add("--alpha-lr", type=AMOUNT, default=3e-4, help="learning rate of alpha, for Adam")
     add("--alpha-betas", type=SHARE, nargs=2, default=[0.5, 0.999], help="betas of Adam for alpha")
     add("--alpha-weight-decay", type=AMOUNT, default=1e-3, help="weight decay of alpha")
-    add = parser.add_argument_group("signs of a bad cell").add_argument
-    add("--hessian-every", type=COUNT_OR_0, default=1,
-        help="epochs from one eigenvalue of the Hessian to the next; 0: none")
-    add("--early-stop", action="store_true",
-        help="stop when the eigenvalue grows too fast, and take an earlier genotype (RobustDARTS)")
-    add("--adapt-weight-decay", action="store_true",
-        help="when the eigenvalue grows too fast, go back and multiply the weight decay of w by 10")
-    add("--max-skips", type=number(int, "[0, 8]"),
-        help="most skip connections in the normal cell (P-DARTS: 2)")
-    add = parser.add_argument_group("selection among several searches (Sec. 3.2)").add_argument
-    add("--seeds", type=flags.SEED, nargs="+", metavar="SEED",
-        help="search with each seed, train the cells on half of the images, keep the best cell")
-    add("--select-epochs", type=COUNT, default=100, help="epochs to train each cell found")
-    add("--select-channels", type=COUNT, default=36, help="initial channels to train it with")
-    add("--select-cells", type=number(int, "[3, inf)"), default=20, help="cells to train it with")
+    flags.add_watch_flags(parser)
+    flags.add_selection_flags(parser)
     # fmt: on
     args, given = flags.parse_flags(parser, argv, presets, ONLY_WITH, has_own_dataset)
     check_together(args, given)
@@ -168,19 +155,11 @@ def presets(args: argparse.Namespace) -> dict:
 
 
 def check_together(args: argparse.Namespace, given: set[str]) -> None:
-    """Raise a ValueError that names two arguments which exclude each other."""
-    if args.seeds is None:
-        for name in sorted(given & {"select_epochs", "select_channels", "select_cells"}):
-            raise ValueError(f"{flags.flag(name)}: only with --seeds")
-    for name in ("early_stop", "adapt_weight_decay"):
-        if getattr(args, name) and not args.hessian_every:
-            raise ValueError(f"{flags.flag(name)} needs the eigenvalue: --hessian-every 1")
-    if args.seeds and "seed" in given:
-        raise ValueError("--seed and --seeds: one or the other")
+    """Raise a ValueError that names arguments which exclude each other."""
+    flags.check_watch_flags(args)
+    flags.check_selection_flags(args, given)
     if args.method == "random" and args.hessian_every:
         raise ValueError("--hessian-every: only 0 with --method random, whose alphas learn nothing")
-    if args.early_stop and args.adapt_weight_decay:
-        raise ValueError("--early-stop and --adapt-weight-decay: one or the other")
     if args.relaxation == "gumbel" and args.compile:
         raise ValueError("--compile: not with --relaxation gumbel, each of whose steps differs")
     if args.w_nesterov and not args.w_momentum:
@@ -338,7 +317,7 @@ def forward_backward(
 
 
 def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
-    """Search as `argv` says; `dataset` takes the place of --dataset."""
+    """Search as `argv` says; `dataset`, in memory, takes the place of --dataset."""
     args = parse_args(argv, dataset is not None)
     return (search if args.seeds is None else select)(args, argv, dataset)
 
@@ -525,26 +504,17 @@ def select(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
         return search(args_of_one, argv, dataset)
 
     def train_cell(settings: dict) -> dict:
-        return train_final.main(final_arguments(args, settings), dataset)
+        return train_final.main(selection.training_flags(args, settings), dataset)
 
     # A mistake in the arguments of the trainings is refused before the searches, not after them.
-    train_final.parse_args(final_arguments(args, {"genotype": "DARTS_V2"}), dataset is not None)
+    words = selection.training_flags(args, {"genotype": "DARTS_V2"})
+    train_final.parse_args(words, dataset is not None)
     machine = Machine(args.device)
     with open_run("train_search.py", argv, "runs/select", args, machine, tqdm.write) as run:
         result = selection.select(run, args, search_cell, train_cell)
         run.log(f"next: {next_command(args, run.path)}")
         run.check_written()
     return result
-
-
-def final_arguments(args: argparse.Namespace, settings: dict) -> list[str]:
-    """Return the arguments with which train_final.py trains a cell for the selection."""
-    values = {name: getattr(args, name) for name in flags.FOR_SELECTION}
-    values |= flags.data_arguments(args)
-    values |= {"in_memory": "always"} if args.dataset == "folder" else {}  # as the search has them
-    values |= {"epochs": args.select_epochs, "init_channels": args.select_channels}
-    values |= {"num_cells": args.select_cells, "holdout": True}
-    return flags.as_flags(values | settings)
 
 
 def next_command(args: argparse.Namespace, folder: Path) -> str:

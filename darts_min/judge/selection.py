@@ -6,8 +6,21 @@ from typing import Any
 
 from darts_min.draw import draw_side_by_side
 from darts_min.genotypes import format_genotype, parse_genotype
-from darts_min.run.flags import check_same_arguments
+from darts_min.run.flags import as_flags, check_same_arguments, data_arguments
 from darts_min.run.run_folder import BEGUN, RunFolder
+
+# Arguments of a search that hold for its trainings too.
+SAME = ("subset", "batch_size", "grad_accum", "stem", "seed", "device", "amp", "channels_last")
+SAME += ("checkpoint_minutes", "on_nonfinite", "demo", "fast_dev_run", "compile", "deterministic")
+
+
+def training_flags(args: argparse.Namespace, settings: dict[str, Any]) -> list[str]:
+    """Return the flags with which train_final.py trains a cell for the search arguments `args`."""
+    values = {name: getattr(args, name) for name in SAME} | data_arguments(args)
+    values |= {"in_memory": "always"} if args.dataset == "folder" else {}  # as the search has them
+    values |= {"epochs": args.select_epochs, "init_channels": args.select_channels}
+    values |= {"num_cells": args.select_cells, "holdout": True}
+    return as_flags(values | settings)
 
 
 def select(

@@ -20,10 +20,6 @@ OWN_DATASET = "own"  # the value of --dataset where the caller of main() gives a
 # Arguments that a resumed run may change: they do not change its result, or are meant to.
 MAY_CHANGE = {"out_dir", "resume", "device", "data_dir", "num_workers", "epochs"}
 MAY_CHANGE |= {"checkpoint_minutes", "checkpoint_cells", "hessian_every", "max_params", "max_madds"}
-# Arguments of a search that hold for the trainings of its selection (--seeds) too.
-FOR_SELECTION = ("subset", "batch_size", "grad_accum", "stem", "seed", "device", "amp")
-FOR_SELECTION += ("channels_last", "checkpoint_minutes", "on_nonfinite", "demo", "fast_dev_run")
-FOR_SELECTION += ("compile", "deterministic")
 FOLDER_ONLY = {name: ("dataset", "folder") for name in ("channels", "in_memory", "num_workers")}
 
 
@@ -127,7 +123,48 @@ def add_optimizer_flags(parser: argparse.ArgumentParser, epochs: int, w_lr_min: 
     add("--w-grad-clip", type=AMOUNT, default=5.0,
         help="largest l2 norm of the gradient in w; 0: no clipping")
     return add
+
+
+def add_watch_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what a search does about the largest eigenvalue (judge/watch.py)."""
+    add = parser.add_argument_group("signs of a bad cell").add_argument
+    add("--hessian-every", type=COUNT_OR_0, default=1,
+        help="epochs from one eigenvalue of the Hessian to the next; 0: none")
+    add("--early-stop", action="store_true",
+        help="stop when the eigenvalue grows too fast, and take an earlier genotype (RobustDARTS)")
+    add("--adapt-weight-decay", action="store_true",
+        help="when the eigenvalue grows too fast, go back and multiply the weight decay of w by 10")
+    add("--max-skips", type=number(int, "[0, 8]"),
+        help="most skip connections in the normal cell (P-DARTS: 2)")
+
+
+def add_selection_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the selection among several searches (judge/selection.py)."""
+    add = parser.add_argument_group("selection among several searches (Sec. 3.2)").add_argument
+    add("--seeds", type=SEED, nargs="+", metavar="SEED",
+        help="search with each seed, train the cells on half of the images, keep the best cell")
+    add("--select-epochs", type=COUNT, default=100, help="epochs to train each cell found")
+    add("--select-channels", type=COUNT, default=36, help="initial channels to train it with")
+    add("--select-cells", type=number(int, "[3, inf)"), default=20, help="cells to train it with")
 # fmt: on
+
+
+def check_watch_flags(args: argparse.Namespace) -> None:
+    """Raise a ValueError if the flags of `add_watch_flags` contradict each other."""
+    for name in ("early_stop", "adapt_weight_decay"):
+        if getattr(args, name) and not args.hessian_every:
+            raise ValueError(f"{flag(name)} needs the eigenvalue: --hessian-every 1")
+    if args.early_stop and args.adapt_weight_decay:
+        raise ValueError("--early-stop and --adapt-weight-decay: one or the other")
+
+
+def check_selection_flags(args: argparse.Namespace, given: Collection[str]) -> None:
+    """Raise a ValueError if a flag of the selection is given without --seeds, or --seed with it."""
+    for name in ("select_epochs", "select_channels", "select_cells"):
+        if name in given and args.seeds is None:
+            raise ValueError(f"{flag(name)}: only with --seeds")
+    if args.seeds and "seed" in given:
+        raise ValueError("--seed and --seeds: one or the other")
 
 
 def parse_flags(
