@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, parse_genotype
 from darts_min.network import Network
-from darts_min.operations import BatchStatNorm, ConvBN, DilConv, FactorizedReduce, SepConv
+from darts_min.operations import (
+    BatchStatNorm,
+    ConvBN,
+    DilConv,
+    FactorizedReduce,
+    Noise,
+    Pool,
+    SepConv,
+    Skip,
+    StridedSkip,
+)
 from darts_min.supernet import Supernet, edges_by_state
 
 StateDict = Mapping[str, Tensor]
@@ -33,7 +43,11 @@ LAYERS = {
     DilConv: {"depthwise": "1", "pointwise": "2", "bn": "3"},
     ConvBN: {"conv": "1", "bn": "2"},
     FactorizedReduce: {"conv1": "conv_1", "conv2": "conv_2", "bn": "bn"},
+    Pool: {},
+    Skip: {},
+    Noise: {},
 }
+LAYERS[StridedSkip] = LAYERS[FactorizedReduce]
 AUXILIARY_HEAD = {
     "conv1": "features.2",
     "bn1": "features.3",
@@ -138,7 +152,7 @@ def _supernet_modules(supernet: Supernet) -> Iterator[tuple[str, str]]:
             for index, op in enumerate(PRIMITIVES):
                 prefix = f"cells.{k}._ops.{edge}._ops.{index}"
                 if "pool" in op:
-                    yield f"{prefix}.1", f"cells.{k}.mixed_ops.{j}.bn"
+                    yield f"{prefix}.1", f"cells.{k}.mixed_ops.{j}.ops.{op}.bn"
                 elif op in cell.mixed_ops[j].ops:
                     for ours, theirs in _layers(cell.mixed_ops[j].ops[op], "quark0"):
                         yield f"{prefix}.{theirs}", f"cells.{k}.mixed_ops.{j}.ops.{op}.{ours}"
@@ -231,7 +245,7 @@ def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
                 yield f"cells.{k}.preprocess{i}.{ours}", f"{prefix}.{name}.{theirs}"
         for i, edge in enumerate(cell.edges):
             name = f"_ops.{i}" if form == "quark0" else f"ops.{i // 2}.{i % 2}"
-            for ours, theirs in _layers(edge.op, form) if edge.takes_relu else ():
+            for ours, theirs in _layers(edge.op, form):
                 yield f"cells.{k}.edges.{i}.op.{ours}", f"{prefix}.{name}.{theirs}"
     if network.config["auxiliary"]:
         for ours, theirs in AUXILIARY_HEAD.items():
