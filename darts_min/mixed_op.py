@@ -65,9 +65,9 @@ class MixedOp(nn.Module):
             # Eq. 2: sum_o mix_o * o(x). An operation applies mix_o itself, unless edges share it.
             if name not in self.shared:
                 y = op(state, scales[name])
-                (weighted if len(y) == len(state.x) else in_phases).append(y)
+                (weighted if y.size(0) == state.x.size(0) else in_phases).append(y)
         if in_phases:
-            weighted.append(from_phases(total(in_phases), len(state.x)))
+            weighted.append(from_phases(total(in_phases), state.x.size(0)))
         outputs = [[] for _ in range(self.fan)]
         if weighted:
             outputs = [[y] for y in total(weighted).chunk(self.fan, dim=1)]
@@ -97,7 +97,7 @@ class MixedOp(nn.Module):
             else:
                 op = on_edges(self.ops[name], self.fan, edges)
                 weight = take(scale[column].unflatten(0, (self.fan, -1)), edges).flatten()
-                y = from_phases(op(state, weight), len(state.x))
+                y = from_phases(op(state, weight), state.x.size(0))
                 parts = y.chunk(len(edges), dim=1)
             for edge, part in zip(edges, parts, strict=True):
                 outputs[edge].append(part)

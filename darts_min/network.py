@@ -32,7 +32,7 @@ class Edge(nn.Module):
     def forward(self, states: list[State], drop_path_prob: Tensor | None) -> Tensor:
         """Map the states (N, C, H, W) so far to (N, C, H', W')."""
         state = states[self.predecessor]
-        y = from_phases(self.op(state), len(state.x))
+        y = from_phases(self.op(state), state.x.size(0))
         if drop_path_prob is None or isinstance(self.op, Skip):
             return y
         return drop_path(y, drop_path_prob)
