@@ -23,8 +23,8 @@ class Batches:
 
     `shuffled` batches come in a new order in each epoch, without the incomplete batch. Other
     batches give every index once, in order. Loaders that share a `seed` differ in their `stream`.
-    `shard` is (rank, number of processes): the processes take turns at the batches, and shuffled
-    batches are equally many for each process. Raises ValueError if no batch can be filled.
+    `shard` is (rank, number of processes): the processes take turns at the batches, and each gets
+    equally many of the shuffled ones. Raises ValueError if no batch can be filled.
     """
 
     def __init__(

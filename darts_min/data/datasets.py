@@ -117,11 +117,12 @@ def load_dataset(
     *,
     channels: int | None = None,
 ) -> Dataset:
-    """Load a dataset; torchvision's are downloaded to `data_dir` if their files are missing.
+    """Load a dataset: its training images, its test images and the names of its classes.
 
-    `folder` reads `data_dir/train/<class>/*` and `data_dir/test/<class>/*`. `npz` reads the file
-    `data_dir`: see `npz_dataset`. `synthetic` is made from `seed`. Images are resized to squares of
-    `image_size` pixels; with None they keep their size, which must be one square for all.
+    torchvision downloads its datasets to `data_dir` if they are not there. `folder` reads
+    `data_dir/train/<class>/*` and `data_dir/test/<class>/*`. `npz` reads the file `data_dir`: see
+    `npz_dataset`. `synthetic` is made from `seed`. Images are resized to squares of `image_size`
+    pixels; with None they keep their size, which must be one square for all.
 
     Only for `folder`: `in_memory` "never" leaves the images in their files. "auto" does so if they
     would take more than a quarter of the memory of the machine or of `device`. "always" raises
@@ -157,9 +158,9 @@ def split_half(data: Images, generator: torch.Generator) -> tuple[Images, Images
 def balanced_subset(
     data: Images | ImageFiles, size: int, generator: torch.Generator
 ) -> Images | ImageFiles:
-    """Take `size` random images; the numbers of images of two classes differ by at most one.
+    """Take `size` random images, equally many of each class, up to one.
 
-    Of a class with too few images all are taken. Raises ValueError on an impossible `size`.
+    A class with too few images gives all that it has. Raises ValueError on an impossible `size`.
     """
     if not 0 < size <= len(data.labels):
         raise ValueError(f"subset {size}: must be in 1..{len(data.labels)}, the number of images")
@@ -236,8 +237,8 @@ def _bytes_of(picture: Image.Image | np.ndarray | Tensor) -> Tensor:
     if x.dtype == torch.uint8:
         return x
     levels = (x * 255).round().clamp(0, 255)
-    if not ((levels / 255 - x).abs() <= 2 * torch.finfo(x.dtype).eps).all():
-        raise ValueError("picture of floats that are not k / 255; wanted is no normalisation")
+    if not ((levels / 255 - x).abs() < 1e-6).all():  # rounding errors are smaller
+        raise ValueError("its floats are not k / 255; leave the normalisation out")
     return levels.to(torch.uint8)
 
 
@@ -346,21 +347,22 @@ def npz_dataset(file: Path, image_size: int | None) -> Dataset:
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
-    needed = ("x_train", "y_train", "x_test", "y_test")
     if not file.is_file():
         raise ValueError(f"npz {file} is not a file; wanted is --data-dir FILE.npz")
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"npz {file} is not in the format that numpy.savez writes")
-    with np.load(file, allow_pickle=False) as archive:
-        missing = [name for name in needed if name not in archive]
-        if missing:
-            raise ValueError(f"npz {file}: no {', '.join(missing)}; wanted are {', '.join(needed)}")
-        arrays = {}
-        for name in {*needed, "classes"}.intersection(archive.files):
-            try:
-                arrays[name] = archive[name]
-            except Exception as error:  # numpy raises whatever a damaged file leads it to
-                raise ValueError(f"npz {file}: {name} cannot be read: {error}") from None
+        raise ValueError(f"npz {file} is damaged, or not in the format that numpy.savez writes")
+    needed, arrays, name = ("x_train", "y_train", "x_test", "y_test"), {}, "its list of arrays"
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            for name in (*needed, "classes"):
+                if name in archive:
+                    arrays[name] = np.asarray(archive[name])
+    except Exception as error:  # numpy raises whatever a damaged file leads it to
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"npz {file}: {name} cannot be read: {reason}") from None
+    missing = [name for name in needed if name not in arrays]
+    if missing:
+        raise ValueError(f"npz {file}: no {', '.join(missing)}; wanted are {', '.join(needed)}")
     return arrays
 
 

@@ -180,7 +180,7 @@ class FileLoader:
     comes once, in order, as `read_image` reads it to `image_size`, with or without `crop`.
 
     `num_workers` processes read the files; 0 means that this process reads them. `statistics` are
-    those of `Loader`; `seed`, `stream` and `shard` are those of `Batches`. Raises ValueError if no
+    those of `Loader`; `seed` and `shard` are those of `Batches`. Raises ValueError if no
     batch can be filled, and during an epoch on an image that cannot be read.
     """
 
@@ -193,7 +193,6 @@ class FileLoader:
         image_size: int,
         device: torch.device,
         seed: int = 0,
-        stream: int | None = None,
         augment: bool = False,
         num_workers: int = 4,
         memory_format: torch.memory_format = torch.channels_last,
@@ -201,7 +200,7 @@ class FileLoader:
         crop: bool = True,
     ):
         self.batches = Batches(
-            len(files.labels), batch_size, seed=seed, stream=stream, shuffled=augment, shard=shard
+            len(files.labels), batch_size, seed=seed, shuffled=augment, shard=shard
         )
         if image_size is None or image_size < 8:
             raise ValueError(f"image size {image_size}: must be at least 8 for images in files")
