@@ -392,8 +392,8 @@ def folder_dataset(
     """Load a folder of images into memory, or leave them in their files: see `load_dataset`."""
     train, test, classes = find_files(root, channels or 3)
     notes = ()
-    first = [int(i) for i in np.unique(train.labels.numpy(), return_index=True)[1]]  # of each class
-    if channels is None and all(is_grey(train.paths[i]) for i in first):
+    first_of_each_class = train.paths[np.unique(train.labels, return_index=True)[1]]
+    if channels is None and all(is_grey(path) for path in first_of_each_class):
         notes = ("pictures are grey and were read as RGB; --channels 1 reads one channel",)
     if in_memory == "auto":
         num_images = len(train.labels) + len(test.labels)
@@ -447,5 +447,5 @@ def into_memory(
     return Images(torch.from_numpy(images), data.labels)
 
 
-# At the end, because loader.py needs `Images`: scripts that import these names from here.
+# For scripts that still import these names from here; at the end, because loader.py needs Images.
 from darts_min.data.loader import Loader, make_loader  # noqa: E402, F401
