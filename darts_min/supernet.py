@@ -9,7 +9,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from darts_min.genotypes import OPERATIONS, PRIMITIVES, Genotype, check_sizes, choose_cell
+from darts_min.genotypes import (
+    OPERATIONS,
+    PRIMITIVES,
+    Genotype,
+    check_sizes,
+    choose_cell_of_few_skips,
+)
 from darts_min.mixed_op import Chosen, MixedOp, total
 from darts_min.operations import (
     BatchStatNorm,
@@ -281,7 +287,7 @@ class Supernet(nn.Module):
                 scores = [self.spread(raw, kind, -math.inf) for kind, raw in enumerate(scores)]
         ties = "first" if rule == "darts" else "last"
         normal, reduce = (
-            choose_cell(cell.tolist(), self.primitives, ties, limit)
+            choose_cell_of_few_skips(cell.tolist(), self.primitives, ties, limit)
             for cell, limit in zip(scores, (max_skips, None), strict=True)
         )
         concat = tuple(range(2, 2 + self.num_nodes))

@@ -8,6 +8,7 @@ import torch
 from textbook import TextbookSupernet
 from torch import nn
 
+from darts_min.convert.genotype_texts import parse_genotype
 from darts_min.convert.recognise import form_of, infer_genotype
 from darts_min.convert.state_dicts import (
     network_from_nni,
@@ -17,7 +18,7 @@ from darts_min.convert.state_dicts import (
     supernet_from_quark0,
     supernet_to_quark0,
 )
-from darts_min.genotypes import PUBLISHED, Genotype, parse_genotype
+from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.supernet import Supernet
 

@@ -14,9 +14,10 @@ from torch import nn
 import darts_min.convert.export
 import eval_pretrained
 from darts_min.convert.export import export_network
+from darts_min.convert.genotype_texts import parse_genotype
 from darts_min.convert.state_dicts import network_from_nni, network_from_quark0
 from darts_min.convert.weights import save_network
-from darts_min.genotypes import Genotype, parse_genotype
+from darts_min.genotypes import Genotype
 from darts_min.network import Network, fold_batch_norm
 from darts_min.run.files import load_file, write_atomically
 

@@ -27,9 +27,10 @@ import train_final
 import train_search
 from darts_min import load_network
 from darts_min.architect import architecture_gradient
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import network_to_nni, network_to_quark0
 from darts_min.draw import draw_cell
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, format_genotype, parse_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.judge import signs
 from darts_min.network import Network
 from darts_min.relaxations import Gumbel, Softmax

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import (
     network_from_nni,
     network_from_quark0,
     network_to_nni,
     network_to_quark0,
 )
-from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.network import Network
 from darts_min.run.files import load_file, to_bytes, write_atomically
 from darts_min.run.run_folder import versions

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, parse_genotype
+from darts_min.convert.genotype_texts import parse_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.operations import BatchStatNorm, ConvBN, DilConv, FactorizedReduce, SepConv
 from darts_min.supernet import Supernet, edges_by_state

@@ -12,13 +12,14 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.recognise import form_of, infer_genotype
 from darts_min.convert.state_dicts import (
     network_from_nni,
     network_from_pytorchcv,
     network_from_quark0,
 )
-from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
+from darts_min.genotypes import PUBLISHED
 from darts_min.network import Network
 from darts_min.run.files import load_file, to_bytes, write_atomically
 
