@@ -1008,11 +1008,11 @@ MISTAKES = [
     ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/page.pt"], "page.pt"),
     ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/state.pt"], "neither a"),
     ("eval_pretrained", [*WEIGHTS, "--genotype", "DARTS_V1", "--demo"], "missing"),
-    ("train_final", [*FINAL, *V2, "--max-params", "0.0001"], "no number fits"),
+    ("train_final", [*FINAL, *V2, "--max-params", "0.0001"], "times the 0.0001 M allowed"),
     (
         "train_final",
         [*FINAL, *V2, "--max-madds", "0.2", "--init-channels", "16"],
-        "is the largest number that fits",
+        "times the 0.2 M allowed",
     ),
     ("train_final", [*INIT, "--init-channels", "4"], "--init-channels 4: leave it out"),
     ("train_final", [*INIT, "--num-cells", "8"], "--num-cells 8: leave it out"),

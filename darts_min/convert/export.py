@@ -87,7 +87,7 @@ def export_network(
         }
 
     content = details | {
-        "format": "darts_min.convert.export",
+        "format": "darts_min.export",
         "input": {"name": "images", "shape": ["batch", *shape], "dtype": "float32"},
         "output": {"name": "logits", "shape": ["batch", network.config["num_classes"]]},
         "normalisation": "(pixel / 255 - mean) / std, of each channel",
