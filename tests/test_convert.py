@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from textbook import TextbookSupernet
 from torch import nn
 
-from darts_min.convert.genotype_texts import parse_genotype
-from darts_min.convert.state_dicts import (
+from darts_min.convert import (
     network_from_nni,
     network_from_quark0,
     network_to_nni,
     network_to_quark0,
+    parse_genotype,
     supernet_from_quark0,
     supernet_to_quark0,
 )
@@ -22,6 +21,7 @@ from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.operations import SepConv
 from darts_min.supernet import Supernet
+from tests.textbook import TextbookSupernet
 
 GOLDEN = Path(__file__).parent / "golden"
 MIXED = Genotype(

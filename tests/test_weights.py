@@ -11,8 +11,13 @@ import pytest
 import torch
 
 from darts_min import load_network
-from darts_min.convert.state_dicts import network_to_nni, network_to_quark0, supernet_to_quark0
-from darts_min.convert.weights import names, save_network
+from darts_min.convert import (
+    network_to_nni,
+    network_to_quark0,
+    save_network,
+    supernet_to_quark0,
+)
+from darts_min.convert.weights import names
 from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.run.files import load_file
