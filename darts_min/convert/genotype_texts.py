@@ -110,8 +110,8 @@ def _literal(node: ast.AST | None):
     """Return the value of a literal, of `range(a, b)` or of `list(range(a, b))`."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         arguments = [_literal(argument) for argument in node.args]
-        small = all(type(a) is int and abs(a) < 1000 for a in arguments)
-        if node.func.id == "range" and small and len(arguments) in (1, 2):
+        are_small = all(type(a) is int and abs(a) < 1000 for a in arguments)
+        if node.func.id == "range" and are_small and len(arguments) in (1, 2):
             return list(range(*arguments))
         if node.func.id in ("list", "tuple") and len(arguments) == 1:
             return arguments[0]
@@ -148,7 +148,7 @@ def _is_list(value) -> bool:
 
 def _from_nni(arch: dict) -> Genotype:
     """Build a genotype from NNI's `{'normal/op_2_0': ..., 'normal/input_2_0': [0] or 0, ...}`."""
-    cells, left = {}, dict(arch)
+    cells, unread = {}, dict(arch)
     for kind in ("normal", "reduce"):
         edges, node = [], 2
         while f"{kind}/op_{node}_0" in arch or f"{kind}/op_{node}_1" in arch:
@@ -156,12 +156,12 @@ def _from_nni(arch: dict) -> Genotype:
                 keys = f"{kind}/op_{node}_{slot}", f"{kind}/input_{node}_{slot}"
                 if missing := [key for key in keys if key not in arch]:
                     raise ValueError(f"missing key {missing[0]!r}")
-                op, predecessor = (left.pop(key) for key in keys)
+                op, predecessor = (unread.pop(key) for key in keys)
                 if _is_list(predecessor) and len(predecessor) == 1:
                     predecessor = predecessor[0]
                 edges.append((op, predecessor))
             node += 1
         cells |= {kind: tuple(edges), f"{kind}_concat": tuple(range(2, node))}
-    if left:
-        raise ValueError(f"unknown key {next(iter(left))!r}")
+    if unread:
+        raise ValueError(f"unknown key {next(iter(unread))!r}")
     return Genotype(**cells)

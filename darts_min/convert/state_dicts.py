@@ -47,7 +47,7 @@ AUXILIARY_HEAD = {
 def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Supernet:
     """Build our supernet from the original's search weights and `[alphas_normal, alphas_reduce]`.
 
-    The shapes tell the sizes. Raises one ValueError that lists every missing, unexpected or
+    The sizes follow from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
     state_dict = unwrapped(state_dict)
@@ -100,7 +100,9 @@ def supernet_to_quark0(supernet: Supernet) -> tuple[dict[str, Tensor], list[Tens
     if supernet.primitives != PRIMITIVES:
         raise ValueError(f"operations {supernet.primitives}: the original code has {PRIMITIVES}")
     if len(supernet.alphas()) > 2:
-        raise ValueError("a supernet on parts of its channels: the original code has all")
+        raise ValueError(
+            "a supernet on parts of its channels (PC-DARTS): the original code has none"
+        )
     modules = list(_supernet_modules(supernet))
     edges = Counter(name for _, name in modules)
     ours, chunks, state_dict = supernet.state_dict(), {}, {}
@@ -159,7 +161,7 @@ def _layers(operation: nn.Module, form: str) -> Iterator[tuple[str, str]]:
 def network_from_quark0(state_dict: StateDict, genotype: Genotype) -> Network:
     """Build our network from the state dict of the original's CIFAR or ImageNet network.
 
-    The shapes tell the sizes. Raises one ValueError that lists every missing, unexpected or
+    The sizes follow from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
     state_dict = unwrapped(state_dict)

@@ -17,8 +17,9 @@ def take_best_path(
 ) -> None:
     """Draw cells, rank them by their accuracy with the weights of `model`, and keep the best one.
 
-    The alphas of `model` become the best cell. `accuracy(supernet, on_all)` evaluates one cell. All
-    cells are evaluated on some of the images (`on_all` False), the best tenth on all images.
+    In the end the alphas of `model` hold the best cell. `accuracy(supernet, on_all)` evaluates one
+    cell: first each cell on some of the images (`on_all` False), then the best tenth of the cells
+    on all images.
     """
     draw = model.relaxation.draw
     paths = [[draw(alphas, generator) for alphas in model.alphas()] for _ in range(candidates)]
