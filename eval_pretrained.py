@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from darts_min.convert.export import export_network
+from darts_min.convert.genotype_texts import format_genotype
 from darts_min.convert.weights import load_network
 from darts_min.data.datasets import (
     DATASETS,
@@ -32,7 +33,7 @@ from darts_min.data.datasets import (
     make_loader,
 )
 from darts_min.data.folder import read_image
-from darts_min.genotypes import format_genotype, name_unused_nodes
+from darts_min.genotypes import name_unused_nodes
 from darts_min.judge.cost import count_multiply_adds, count_parameters, forecast
 from darts_min.network import Network, fold_batch_norm
 from darts_min.run.evaluation import evaluate

@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.weights import load_network, save_network
 from darts_min.data.datasets import (
     DATASETS,
@@ -36,7 +37,7 @@ from darts_min.data.datasets import (
 )
 from darts_min.data.folder import ImageFiles
 from darts_min.draw import draw_cell
-from darts_min.genotypes import format_genotype, name_unused_nodes, parse_genotype, unused_states
+from darts_min.genotypes import name_unused_nodes, unused_states
 from darts_min.judge.cost import check_cost, count_multiply_adds, count_parameters
 from darts_min.network import Network
 from darts_min.run.evaluation import evaluate

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import train_final
 from darts_min.architect import architecture_gradient
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.data.batches import generator_of
 from darts_min.data.datasets import (
     DATASETS,
@@ -39,7 +40,7 @@ from darts_min.data.datasets import (
     split_half,
 )
 from darts_min.draw import draw_alphas, draw_cell
-from darts_min.genotypes import PRIMITIVES, format_genotype, parse_genotype
+from darts_min.genotypes import PRIMITIVES
 from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.judge.random_search import take_best_path
 from darts_min.judge.selection import rank

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .genotypes import Genotype, check_genotype, check_sizes
+from .genotypes import Genotype, check_genotype, check_sizes, reduction_cells
 from .kernels import concatenate, from_phases
 from .operations import (
     OPS,
@@ -147,10 +147,10 @@ class Network(nn.Module):
         c_prev_prev, c_prev = add_stem(self, stem, in_channels, init_channels, nn.BatchNorm2d)
         c = init_channels
         reduction_prev = stem == "imagenet"  # its two stems differ in size
-        self.aux_cell = 2 * num_cells // 3
+        self.aux_cell = reduction_cells(num_cells)[1]
         self.cells = nn.ModuleList()
         for k in range(num_cells):
-            reduction = k in (num_cells // 3, 2 * num_cells // 3)
+            reduction = k in reduction_cells(num_cells)
             c = 2 * c if reduction else c
             self.cells.append(Cell(genotype, c_prev_prev, c_prev, c, reduction, reduction_prev))
             concat = genotype.reduce_concat if reduction else genotype.normal_concat

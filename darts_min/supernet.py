@@ -10,7 +10,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .genotypes import PRIMITIVES, Genotype, check_sizes, choose_cell
+from .genotypes import (
+    PRIMITIVES,
+    Genotype,
+    check_sizes,
+    choose_cell_of_few_skips,
+    reduction_cells,
+)
 from .kernels import concatenate, total
 from .mixed_op import Chosen, MixedOp
 from .operations import (
@@ -185,7 +191,7 @@ class Supernet(nn.Module):
         c, reduction_prev = init_channels, stem == "imagenet"
         self.cells = nn.ModuleList()
         for k in range(num_cells):
-            reduction = k in (num_cells // 3, 2 * num_cells // 3)
+            reduction = k in reduction_cells(num_cells)
             c = 2 * c if reduction else c
             self.cells.append(
                 SearchCell(
@@ -288,7 +294,7 @@ class Supernet(nn.Module):
         scores = self.mixtures() if rule == "darts" else self.allowed_alphas()
         ties = "first" if rule == "darts" else "last"
         normal, reduce = (
-            choose_cell(cell.tolist(), self.primitives, ties, limit)
+            choose_cell_of_few_skips(cell.tolist(), self.primitives, ties, limit)
             for cell, limit in zip(scores, (max_skips, None), strict=True)
         )
         concat = tuple(range(2, 2 + self.num_nodes))

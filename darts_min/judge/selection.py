@@ -3,8 +3,8 @@
 from functools import partial
 from typing import Any
 
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.draw import draw_side_by_side
-from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.run.run_folder import RunFolder
 
 
