@@ -173,7 +173,7 @@ def check_genotype(genotype: Genotype) -> Genotype:
             if not (isinstance(edge, tuple) and len(edge) == 2):
                 raise ValueError(f"{where}: {edge!r} is not a pair (operation, predecessor)")
             op, predecessor = edge
-            if op not in OPS:
+            if not isinstance(op, str) or op not in OPS:
                 raise ValueError(f"{where}: unknown operation {op!r}; known are {', '.join(OPS)}")
             if type(predecessor) is not int or not 0 <= predecessor < node:
                 raise ValueError(f"{where}: predecessor {predecessor!r} is not in 0..{node - 1}")

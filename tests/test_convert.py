@@ -346,7 +346,7 @@ class Mine(SepConv):
 @pytest.mark.parametrize("form", WAYS)
 def test_an_operation_that_the_other_codes_do_not_have_is_named(form):
     network = make()
-    network.cells[0].edges[2].op = Mine(4, 5, 1, nn.BatchNorm2d)
+    network.cells[0].edges[2].op = Mine(4, 1, nn.BatchNorm2d, kernel_size=5)
     with pytest.raises(ValueError, match="operation Mine: .* does not have it"):
         WAYS[form][0](network)
 
