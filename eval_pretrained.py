@@ -22,18 +22,20 @@ from PIL import Image
 
 import darts_min.convert
 from darts_min.convert.export import export_network
+from darts_min.convert.genotype_texts import format_genotype
 from darts_min.convert.weights import load_network
-from darts_min.data.datasets import (
+from darts_min.data import (
     Dataset,
+    FileLoader,
     Images,
     Loader,
     balanced_subset,
     channel_statistics,
     load_dataset,
     make_loader,
+    read_image,
 )
-from darts_min.data.folder import FileLoader, read_image
-from darts_min.genotypes import format_genotype, name_unused_nodes
+from darts_min.genotypes import name_unused_nodes
 from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.network import Network, fold_batch_norm
 from darts_min.run import flags
@@ -176,9 +178,8 @@ def load_test_images(
         details = ORIGINAL["imagenet"] | details
     image_size, crop = args.image_size or details.get("image_size"), details.get("crop", False)
     if dataset is None:
-        more = {} if args.channels is None else {"channels": args.channels}
-        where = args.in_memory, machine.device, crop
-        dataset = load_dataset(args.dataset, args.data_dir, image_size, args.seed, *where, **more)
+        where = args.dataset, args.data_dir, image_size, args.seed, args.in_memory, machine.device
+        dataset = load_dataset(*where, crop, channels=args.channels)
     test, classes = dataset.test, dataset.classes
     for what, of_data, of_network in (
         ("classes", len(classes), network.config["num_classes"]),

@@ -1,15 +1,15 @@
 """Entry points of torch.hub: `torch.hub.load(DIR, "darts_v2_c16_l8_cifar10", source="local")`."""
 
-from darts_min import Network, load_network  # noqa: F401  also load_network is an entry point
+from darts_min import Network, load_network  # noqa: F401  load_network is an entry point too
 
 dependencies = ["numpy", "torch"]
 
 
 def darts_v2_c16_l8_cifar10(pretrained: bool = True) -> Network:
-    """Return DARTS_V2, trained (10 classes of CIFAR-10, 32x32), in evaluation mode.
+    """Return DARTS_V2 with 16 channels and 8 cells, trained on CIFAR-10, in evaluation mode.
 
-    `.details` has its classes and the mean and std of its images. Without `pretrained`, one of the
-    same sizes with new weights, in training mode.
+    `.details` has the classes, and the mean and std that images are normalised with. Without
+    `pretrained`, the network has new weights and is in training mode.
     """
     network = load_network("darts_v2_c16_l8_cifar10")
     return network if pretrained else Network(network.genotype, **network.config)

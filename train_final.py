@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.weights import load_network, save_network
-from darts_min.data.datasets import (
+from darts_min.data import (
     Dataset,
+    FileLoader,
+    ImageFiles,
     Images,
     Loader,
     balanced_subset,
@@ -35,9 +38,8 @@ from darts_min.data.datasets import (
     make_loader,
     split_half,
 )
-from darts_min.data.folder import FileLoader, ImageFiles
 from darts_min.draw import draw_cell
-from darts_min.genotypes import format_genotype, name_unused_nodes, parse_genotype, unused_states
+from darts_min.genotypes import name_unused_nodes, unused_states
 from darts_min.judge.cost import check_cost, count_multiply_adds, count_parameters
 from darts_min.network import Network
 from darts_min.run import flags
@@ -190,12 +192,9 @@ def load_parts(
     details = {} if base is None else base.details
     image_size = args.image_size or details.get("image_size")
     if dataset is None:
-        more = {} if args.channels is None else {"channels": args.channels}
-        where = args.in_memory, machine.device
+        where = args.dataset, args.data_dir, image_size, args.seed, args.in_memory, machine.device
         with machine.first_alone():
-            dataset = load_dataset(
-                args.dataset, args.data_dir, image_size, args.seed, *where, **more
-            )
+            dataset = load_dataset(*where, channels=args.channels)
     train, test = dataset.train, dataset.test
     if base is not None and train.channels != base.config["in_channels"]:
         raise ValueError(
@@ -218,7 +217,7 @@ def load_parts(
             statistics,
             device=machine.device,
             image_size=image_size,
-            key=(args.seed,),
+            seed=args.seed,
             augment=part is train,
             cutout=args.cutout,
             num_workers=args.num_workers,

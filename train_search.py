@@ -28,18 +28,19 @@ from tqdm import tqdm
 
 import train_final
 from darts_min.architect import architecture_gradient
-from darts_min.data.batches import generator_of
-from darts_min.data.datasets import (
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
+from darts_min.data import (
     Dataset,
     Images,
     Loader,
     balanced_subset,
     channel_statistics,
+    generator_of,
     load_dataset,
     split_half,
 )
 from darts_min.draw import draw_alphas, draw_cell
-from darts_min.genotypes import PRIMITIVES, Genotype, format_genotype, parse_genotype
+from darts_min.genotypes import PRIMITIVES, Genotype
 from darts_min.judge import selection
 from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.judge.random_search import take_best_path
@@ -184,9 +185,9 @@ def load_halves(
     The third loader gives the half for alpha without augmentation.
     """
     if dataset is None:
-        more = {} if args.channels is None else {"channels": args.channels}
+        where = args.dataset, args.data_dir, args.image_size, args.seed
         with machine.first_alone():
-            dataset = load_dataset(args.dataset, args.data_dir, args.image_size, args.seed, **more)
+            dataset = load_dataset(*where, channels=args.channels)
     train, generator = dataset.train, torch.Generator().manual_seed(args.seed)
     if args.subset is not None:
         train = balanced_subset(train, args.subset, generator)
@@ -199,7 +200,7 @@ def load_halves(
     )
     halves = [half.to(machine.device) for half in split_half(train, generator)]
     w_loader, alpha_loader = (
-        make_loader(half, key=(args.seed, stream), augment=True, cutout=args.search_cutout)
+        make_loader(half, seed=args.seed, stream=stream, augment=True, cutout=args.search_cutout)
         for stream, half in enumerate(halves)
     )
     return train, dataset.classes, w_loader, alpha_loader, make_loader(halves[1])
@@ -210,7 +211,6 @@ def make_supernet(
 ) -> Supernet:
     """Make the supernet and its relaxation; the alphas need no gradient in the step of w."""
     space = parse_space(args.space)
-    stem = {} if args.stem == "cifar" else {"stem": args.stem}
     model = Supernet(
         num_classes,
         args.init_channels,
@@ -219,7 +219,7 @@ def make_supernet(
         in_channels,
         *space,
         partial=args.partial if args.relaxation == "partial" else 1,
-        **stem,
+        stem=args.stem,
     ).to(machine.device, memory_format=machine.memory_format)
     make_relaxation, _ = RELAXATIONS[args.relaxation]
     model.relaxation = make_relaxation(args)

@@ -1,8 +1,8 @@
 """Training step and inference of DARTS_V2 against the same network written the plain way.
 
-The plain one (tests/textbook.py) applies its ReLUs edge by edge and is in contiguous memory. Both
-run in this process, interleaved, without auxiliary head; random data of CIFAR's shape. Inference is
-that of eval_pretrained.py, with BN folded into the convolutions.
+The plain one (tests/textbook_network.py) applies its ReLUs edge by edge and is in contiguous
+memory. Both run in this process, interleaved, without auxiliary head; random data of CIFAR's shape.
+Inference is that of eval_pretrained.py, with BN folded into the convolutions.
 
     python -m benchmarks.final_step [--batch-size 32] [--eval-batch-size 256] [--repetitions 5]
 """
@@ -19,7 +19,7 @@ from darts_min import Network
 from darts_min.convert.state_dicts import network_to_quark0
 from darts_min.genotypes import PUBLISHED
 from darts_min.network import fold_batch_norm
-from tests.textbook import TextbookNetwork
+from tests.textbook_network import TextbookNetwork
 
 
 def main() -> None:

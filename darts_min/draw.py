@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from darts_min.genotypes import Genotype, check_genotype
+from .genotypes import Genotype, check_genotype
 
 # Pillow does not antialias: draw at SCALE pixels per unit, then shrink to PIXELS per unit.
 SCALE, PIXELS = 4, 2

@@ -7,58 +7,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from darts_min.genotypes import Genotype, check_genotype, check_sizes
-from darts_min.operations import (
+from .genotypes import Genotype, check_genotype, check_sizes, reduction_cells
+from .kernels import concatenate, from_phases
+from .operations import (
+    OPS,
     ConvBN,
-    DilConv,
     FactorizedReduce,
-    Noise,
-    SepConv,
-    avg_pool,
-    concatenate,
+    Skip,
+    State,
+    add_stem,
     drop_path_probability,
+    first_states,
     fold,
-    from_phases,
-    max_pool,
-    to_phases,
 )
 
 
 class Edge(nn.Module):
-    """One operation of a cell, on one earlier state."""
+    """An operation on an earlier state of its cell."""
 
-    def __init__(self, op: str, channels: int, stride: int):
+    def __init__(self, op: nn.Module, predecessor: int):
         super().__init__()
-        self.name, self.stride = op, stride
-        if op.startswith("sep_conv"):
-            self.op = SepConv(channels, int(op[-1]), stride, nn.BatchNorm2d)
-        elif op.startswith("dil_conv"):
-            self.op = DilConv(channels, int(op[-1]), nn.BatchNorm2d)
-        elif op == "skip_connect" and stride == 2:
-            self.op = FactorizedReduce(channels, channels, nn.BatchNorm2d)
-        elif op == "noise":
-            self.op = Noise(stride)
+        self.op, self.predecessor = op, predecessor
 
-    def forward(self, x: Tensor, relu: Tensor | None) -> Tensor:
-        """Map the state `x`, given with its ReLU, (N, C, H, W) to (N, C, H', W')."""
-        if self.name == "max_pool_3x3":
-            return max_pool(x, self.stride)
-        if self.name == "avg_pool_3x3":
-            return avg_pool(x, self.stride)
-        if self.is_identity:
-            return x
-        if isinstance(self.op, DilConv):
-            phases, dilation = to_phases(relu, self.stride)
-            return from_phases(self.op(phases, dilation), x.size(0))
-        return self.op(relu)
-
-    @property
-    def is_identity(self) -> bool:
-        return self.name == "skip_connect" and self.stride == 1
-
-    @property
-    def takes_relu(self) -> bool:
-        return hasattr(self, "op")
+    def forward(self, states: list[State], drop_path_prob: Tensor | None) -> Tensor:
+        """Map the states (N, C, H, W) so far to (N, C, H', W')."""
+        state = states[self.predecessor]
+        y = from_phases(self.op(state), state.x.size(0))
+        if drop_path_prob is None or isinstance(self.op, Skip):
+            return y
+        return drop_path(y, drop_path_prob)
 
 
 class Cell(nn.Module):
@@ -76,36 +53,21 @@ class Cell(nn.Module):
         super().__init__()
         edges = genotype.reduce if reduction else genotype.normal
         self.concat = genotype.reduce_concat if reduction else genotype.normal_concat
-        self.predecessors = [predecessor for _, predecessor in edges]
         preprocess0 = FactorizedReduce if reduction_prev else ConvBN
         self.preprocess0 = preprocess0(c_prev_prev, channels, nn.BatchNorm2d)
         self.preprocess1 = ConvBN(c_prev, channels, nn.BatchNorm2d)
-        self.edges = nn.ModuleList(
-            Edge(op, channels, 2 if reduction and predecessor < 2 else 1)
-            for op, predecessor in edges
-        )
-        used = {j for edge, j in zip(self.edges, self.predecessors, strict=True) if edge.takes_relu}
-        self.relu_used = sorted(used)
+        self.edges = nn.ModuleList()
+        for op, j in edges:
+            stride = 2 if reduction and j < 2 else 1
+            self.edges.append(Edge(OPS[op](channels, stride, nn.BatchNorm2d), j))
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: Tensor | None) -> Tensor:
-        states: list[Tensor] = []
-        relus: list[Tensor | None] = []
-
-        def add_state(state: Tensor) -> None:
-            relus.append(F.relu(state) if len(states) in self.relu_used else None)
-            states.append(state)
-
-        add_state(self.preprocess0(s0))
-        add_state(self.preprocess1(s1))
+        """Map two states to (N, concatenated nodes * C, H', W')."""
+        states = [State(self.preprocess0(s0)), State(self.preprocess1(s1))]
         for i in range(0, len(self.edges), 2):
-            pair = []
-            for edge, j in zip(self.edges[i : i + 2], self.predecessors[i : i + 2], strict=True):
-                y = edge(states[j], relus[j])
-                if drop_path_prob is not None and not edge.is_identity:
-                    y = drop_path(y, drop_path_prob)
-                pair.append(y)
-            add_state(pair[0] + pair[1])
-        return concatenate([states[i] for i in self.concat])
+            first, second = (edge(states, drop_path_prob) for edge in self.edges[i : i + 2])
+            states.append(State(first + second))
+        return concatenate([states[i].x for i in self.concat])
 
 
 def drop_path(x: Tensor, prob: Tensor) -> Tensor:
@@ -169,10 +131,6 @@ class Network(nn.Module):
         super().__init__()
         check_genotype(genotype)
         check_sizes(num_classes, init_channels, num_cells, in_channels)
-        if stem not in ("cifar", "imagenet"):
-            raise ValueError(f"stem {stem!r} is not one of cifar, imagenet")
-        if stem == "imagenet" and init_channels % 2:
-            raise ValueError(f"init_channels {init_channels}: must be even with the imagenet stem")
         if auxiliary_second_bn is None:
             auxiliary_second_bn = auxiliary and stem == "cifar"
         self.genotype, self.drop_path_prob = genotype, drop_path_prob
@@ -186,21 +144,13 @@ class Network(nn.Module):
             "auxiliary_second_bn": auxiliary_second_bn,
         }
         c = init_channels
-        if stem == "cifar":
-            self.stem = conv_bn(in_channels, 3 * c)
-            c_prev_prev = c_prev = 3 * c
-        else:
-            self.stem0 = nn.Sequential(
-                *conv_bn(in_channels, c // 2, 2), nn.ReLU(), *conv_bn(c // 2, c, 2)
-            )
-            self.stem1 = conv_bn(c, c, 2)
-            c_prev_prev = c_prev = c
-
+        c_prev_prev, c_prev = add_stem(self, stem, in_channels, init_channels, nn.BatchNorm2d)
+        c = init_channels
         reduction_prev = stem == "imagenet"  # its two stems differ in size
-        self.aux_cell = 2 * num_cells // 3
+        self.aux_cell = reduction_cells(num_cells)[1]
         self.cells = nn.ModuleList()
         for k in range(num_cells):
-            reduction = k in (num_cells // 3, 2 * num_cells // 3)
+            reduction = k in reduction_cells(num_cells)
             c = 2 * c if reduction else c
             self.cells.append(Cell(genotype, c_prev_prev, c_prev, c, reduction, reduction_prev))
             concat = genotype.reduce_concat if reduction else genotype.normal_concat
@@ -210,11 +160,7 @@ class Network(nn.Module):
         self.classifier = nn.Linear(c_prev, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if self.config["stem"] == "cifar":
-            s0 = s1 = F.relu(self.stem(x))
-        else:
-            s0 = F.relu(self.stem0(x))
-            s1 = F.relu(self.stem1(s0))
+        s0, s1 = first_states(self, x)
         use_aux = self.training and self.config["auxiliary"]
         drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
         for k, cell in enumerate(self.cells):
@@ -224,12 +170,6 @@ class Network(nn.Module):
                 aux_logits = self.auxiliary_head(s1)
         logits = self.classifier(out.mean((2, 3)))
         return (logits, aux_logits) if use_aux else logits
-
-
-def conv_bn(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution and BN, as the stems use them."""
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 @torch.no_grad()

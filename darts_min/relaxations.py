@@ -1,8 +1,12 @@
 """Relaxations: how the raw alphas of a cell become the mixture weights of its edges.
 
-Each has `draw`, for a step of training, `mean`, for evaluation, reports and discretisation, both
-from alphas (edges, ops) to weights of the same shape; and `penalty`, which is added to the
-validation loss. `is_sparse`: most weights that are drawn are 0.
+Each has `draw`, for a step of training, and `mean`, for evaluation, reports and discretisation;
+both map alphas (edges, ops) to weights of the same shape. `penalty(alphas)` is added to the
+validation loss. `at(done)` is called before each epoch, `done` going from 0 (the first epoch) to 1
+(the last one): what a relaxation anneals, it sets there. `is_sparse`: operations of weight 0 are
+not computed, and their weights have gradient 0.
+
+A new relaxation is a class here and a row in train_search.py; see docs/extending.md.
 """
 
 import torch
@@ -26,15 +30,14 @@ class Softmax:
         return 0 * alphas[0].sum()
 
     def at(self, done: float) -> None:
-        """Set what is scheduled; `done` grows from 0 in the first epoch to 1 in the last."""
+        pass
 
 
 class Gumbel(Softmax):
     """GDAS (arXiv 1910.04465, Sec. 3.2): one operation per edge, drawn from the softmax.
 
-    The gradient is that of the Gumbel-softmax of temperature `tau` (to be scheduled), as far as it
-    passes through the drawn operation; the others are not computed, and the supernet gives their
-    weights gradient 0.
+    The gradient is that of the Gumbel-softmax of temperature `tau`, as far as it passes through the
+    drawn operation. `tau` goes from `tau` to `tau_end` in equal steps, an epoch each.
     """
 
     is_sparse = True

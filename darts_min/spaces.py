@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from darts_min.genotypes import OPERATIONS, PRIMITIVES, SHORT_NAMES
+from .genotypes import PRIMITIVES, SHORT_NAMES
+from .operations import OPS
 
 
 class Space(NamedTuple):
@@ -50,8 +51,9 @@ def parse_space(text: str) -> Space:
     if text in SPACES:
         return SPACES[text]
     names = tuple(name.strip() for name in text.split(","))
-    unknown = [name for name in names if name not in OPERATIONS]
+    known = ("none", *OPS)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        known = f"{', '.join(SPACES)}, or some of {', '.join(OPERATIONS)} with commas between"
-        raise ValueError(f"space {text!r}: {unknown[0]!r} is not known; known are {known}")
+        listed = f"{', '.join(SPACES)}, or some of {', '.join(known)} with commas between"
+        raise ValueError(f"space {text!r}: {unknown[0]!r} is not known; known are {listed}")
     return Space(names)

@@ -1,5 +1,6 @@
 """The supernet (Sec. 2.2): every edge holds all operations, mixed by weights made of alpha."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,23 +10,32 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from darts_min.genotypes import OPERATIONS, PRIMITIVES, Genotype, check_sizes, choose_cell
-from darts_min.mixed_op import Chosen, MixedOp, total
-from darts_min.operations import (
+from .genotypes import (
+    PRIMITIVES,
+    Genotype,
+    check_sizes,
+    choose_cell_of_few_skips,
+    reduction_cells,
+)
+from .kernels import concatenate, total
+from .mixed_op import Chosen, MixedOp
+from .operations import (
+    OPS,
     BatchStatNorm,
     ConvBN,
     FactorizedReduce,
-    concatenate,
+    add_stem,
     drop_path_probability,
+    first_states,
 )
-from darts_min.relaxations import Softmax
+from .relaxations import Softmax
 
 
 class SearchCell(nn.Module):
     """A cell of mixed ops on two inputs, taken after their ReLU; all its nodes are concatenated.
 
     With `partial` K > 1 (PC-DARTS, arXiv 1907.05737, Sec. 3.2) the mixed ops see the first 1/K of
-    the channels; the others pass by, and a shuffle brings them together.
+    the channels. The others pass by, and a shuffle brings both together.
     """
 
     def __init__(
@@ -46,9 +56,9 @@ class SearchCell(nn.Module):
         self.preprocess0 = preprocess0(c_prev_prev, channels, BatchStatNorm)
         self.preprocess1 = ConvBN(c_prev, channels, BatchStatNorm)
         self.mixed_ops = nn.ModuleList()
-        for j, nodes in enumerate(edges_by_state(num_nodes)):
+        for j, edges in enumerate(edges_by_state(num_nodes)):
             stride = 2 if reduction and j < 2 else 1
-            self.mixed_ops.append(MixedOp(self.channels, stride, len(nodes), primitives))
+            self.mixed_ops.append(MixedOp(self.channels, stride, len(edges), primitives))
 
     def forward(
         self,
@@ -57,47 +67,56 @@ class SearchCell(nn.Module):
         mix: Tensor,
         chosen: Chosen = None,
         drop_path_prob: Tensor | None = None,
+        shares: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Map two states to (N, num_nodes*C, H', W'); mix: (edges, ops), edges by source state."""
-        fans = [op.fan for op in self.mixed_ops]
+        """Map two states to (N, num_nodes*C, H', W').
+
+        mix: (edges, ops), edges by source state; shares (PC-DARTS): for each node, the weights of
+        its edges.
+        """
+        fans = [mixed_op.fan for mixed_op in self.mixed_ops]
         # BN's weights must be contiguous: on the CPU its backward misreads strided ones (2.14.1).
         scale = mix.t().repeat_interleave(self.channels, 1)
         scales = scale.split([fan * self.channels for fan in fans], dim=1)
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        inputs: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
-        passing: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
-        first = 0
         edges = zip(self.mixed_ops, mix.split(fans), scales, strict=True)
+
+        states, passing = [self.preprocess0(s0), self.preprocess1(s1)], []
+        arriving: list[list[Tensor]] = [[] for _ in range(self.num_nodes)]
+        first = 0
         for j, (mixed_op, mix_j, scale_j) in enumerate(edges):
-            if j >= 2:
-                states.append(self.node(inputs[j - 2], passing[j - 2], states[0]))
+            x = states[j]
+            if shares is not None:
+                x, rest = self.split(x, mixed_op.stride)
+                passing.append(rest)
             chosen_j = None if chosen is None else chosen[first : first + mixed_op.fan]
-            x = rest = states[j]
-            if self.partial > 1:  # not by slices, whose gradients are contiguous
-                x, rest = x.split([self.channels, (self.partial - 1) * self.channels], dim=1)
-            outputs = mixed_op(x, mix_j, scale_j, chosen_j, drop_path_prob)
-            for node, parts in zip(inputs[max(0, j - 1) :], outputs, strict=True):
-                node.extend(parts)
-            if self.partial > 1:
-                if mixed_op.stride == 2:
-                    rest = F.max_pool2d(rest, 2, ceil_mode=True)
-                # A row of `mix` is the edge's weight (beta) times a softmax, whose sum is 1.
-                for node, beta in zip(passing[max(0, j - 1) :], mix_j.sum(1), strict=True):
-                    node.append(beta * rest)
             first += mixed_op.fan
-        states.append(self.node(inputs[-1], passing[-1], states[0]))
+            outputs = mixed_op(x, mix_j, scale_j, chosen_j, drop_path_prob)
+            for node, tensors in zip(arriving[max(0, j - 1) :], outputs, strict=True):
+                node.extend(tensors)
+            if j > 0:  # node j - 1 has had all its inputs: they come from the states 0 to j
+                y = self.node(arriving[j - 1], states[0])
+                states.append(y if shares is None else self.merge(y, passing, shares[j - 1]))
         return concatenate(states[2:])
 
-    def node(self, inputs: list[Tensor], passing: list[Tensor], s0: Tensor) -> Tensor:
-        """Add up what comes to a node, zeros if nothing does; `s0`: the cell's first state."""
-        if inputs:
-            y = total(inputs)
-        else:
-            stride = 2 if self.reduction else 1
-            y = torch.zeros_like(s0[:, : self.channels, ::stride, ::stride])
-        if self.partial > 1:
-            y = F.channel_shuffle(torch.cat([y, total(passing)], dim=1), self.partial)
-        return y
+    def node(self, arriving: list[Tensor], s0: Tensor) -> Tensor:
+        """Add up what arrives at a node; zeros if nothing does. `s0`: the cell's first state."""
+        if arriving:
+            return total(arriving)
+        stride = 2 if self.reduction else 1
+        return torch.zeros_like(s0[:, : self.channels, ::stride, ::stride])
+
+    def split(self, state: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """Return the channels that the mixed ops see, and those that pass by, at their output size.
+
+        Not by slices, whose gradients are contiguous.
+        """
+        x, rest = state.split([self.channels, (self.partial - 1) * self.channels], dim=1)
+        return x, rest if stride == 1 else F.max_pool2d(rest, 2, ceil_mode=True)
+
+    def merge(self, y: Tensor, passing: list[Tensor], shares: Tensor) -> Tensor:
+        """Bring a node's sum together with what passes by, weighted edge by edge; shuffle."""
+        rest = total([share * x for share, x in zip(shares, passing, strict=True)])
+        return F.channel_shuffle(torch.cat([y, rest], dim=1), self.partial)
 
 
 def with_parameters_of_now(module: nn.Module) -> Callable[..., Tensor]:
@@ -123,14 +142,15 @@ class Supernet(nn.Module):
     """The network that is searched: `num_cells` cells of mixed ops that share their alphas by kind.
 
     Maps (N, in_channels, H, W) to logits (N, num_classes). `primitives` and `choices` are a search
-    space (spaces.py): with `choices`, the alphas are (edges, choices of an edge), and operations
-    have weights on all edges, but are computed and trained where they may be chosen only. With
+    space (spaces.py): with `choices`, an edge mixes, computes and trains its own choices only. With
     `partial` K > 1 the cells work on 1/K of their channels, and edges have weights of their own
-    (PC-DARTS). Plain attributes: `relaxation`; `drop_path_prob`; `fixed_mixtures`, two tensors
-    (edges, ops) that take the place of what the alphas say, where operations of weight 0 are not
-    computed; `checkpoint_cells`, with which autograd keeps only what goes from cell to cell, and
-    the backward pass computes each cell again: the same bits, less memory, more time. Raises
-    ValueError on impossible sizes.
+    (PC-DARTS). `stem` is "cifar", or "imagenet", which shrinks the images to 1/8. Raises ValueError
+    on impossible sizes.
+
+    Plain attributes: `relaxation` (relaxations.py); `drop_path_prob`; `fixed_mixtures`, two tensors
+    (edges, ops) in place of what the alphas say: operations of weight 0 are not computed;
+    `checkpoint_cells`: autograd keeps only what goes from cell to cell, and the backward pass
+    computes each cell again: the same bits, less memory, more time.
     """
 
     def __init__(
@@ -143,16 +163,17 @@ class Supernet(nn.Module):
         primitives: Sequence[str] = PRIMITIVES,
         choices: Sequence[Sequence[Sequence[str]]] | None = None,
         partial: int = 1,
+        stem: str = "cifar",
     ):
         super().__init__()
         check_sizes(num_classes, init_channels, num_cells, in_channels)
         if num_nodes < 1:
             raise ValueError(f"num_nodes {num_nodes}: must be at least 1")
-        unknown = [name for name in primitives if name not in OPERATIONS]
+        unknown = [name for name in primitives if name not in ("none", *OPS)]
         if unknown or len(set(primitives)) < len(primitives) or not set(primitives) - {"none"}:
             raise ValueError(
-                f"primitives {tuple(primitives)}: must be different ones of {OPERATIONS}, "
-                "and not only none"
+                f"primitives {tuple(primitives)}: must be different ones of none, "
+                f"{', '.join(OPS)}, and not only none"
             )
         if partial < 1 or init_channels % partial:
             raise ValueError(f"init_channels {init_channels}: must be a multiple of {partial}")
@@ -165,15 +186,12 @@ class Supernet(nn.Module):
         self.num_nodes, self.primitives = num_nodes, tuple(primitives)
         self.relaxation, self.drop_path_prob, self.checkpoint_cells = Softmax(), 0.0, False
         self.fixed_mixtures: list[Tensor] | None = None
-        c_prev_prev = c_prev = 3 * init_channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, c_prev, 3, padding=1, bias=False),
-            nn.BatchNorm2d(c_prev, track_running_stats=False),
-        )
-        c, reduction_prev = init_channels, False
+        norm = functools.partial(nn.BatchNorm2d, track_running_stats=False)  # of the stem: affine
+        c_prev_prev, c_prev = add_stem(self, stem, in_channels, init_channels, norm)
+        c, reduction_prev = init_channels, stem == "imagenet"
         self.cells = nn.ModuleList()
         for k in range(num_cells):
-            reduction = k in (num_cells // 3, 2 * num_cells // 3)
+            reduction = k in reduction_cells(num_cells)
             c = 2 * c if reduction else c
             self.cells.append(
                 SearchCell(
@@ -191,17 +209,14 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(c_prev, num_classes)
 
         self.register_buffer("edge_order", torch.tensor(edges), persistent=False)
-        columns, self.allowed, num_choices = None, (None, None), len(primitives)
+        allowed = None  # (2, edges, ops): what each edge may choose
         if choices is not None:
-            columns = [[[primitives.index(op) for op in edge] for edge in cell] for cell in choices]
-            columns, num_choices = torch.tensor(columns), len(choices[0][0])
-            self.allowed = [
-                [[op in cell[edge] for op in primitives] for edge in edges] for cell in choices
-            ]
-        self.register_buffer("columns", columns, persistent=False)  # (2, edges, choices)
+            allowed = [[[op in edge for op in primitives] for edge in cell] for cell in choices]
+            allowed = torch.tensor(allowed)
+        self.register_buffer("allowed", allowed, persistent=False)
         # Paper: zeros. Here, as in the original code, small noise.
-        self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(edges), num_choices))
-        self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(edges), num_choices))
+        self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(edges), len(primitives)))
+        self.alphas_reduce = nn.Parameter(1e-3 * torch.randn(len(edges), len(primitives)))
         self.betas_normal = self.betas_reduce = None
         if partial > 1:
             self.betas_normal = nn.Parameter(1e-3 * torch.randn(len(edges)))
@@ -228,35 +243,38 @@ class Supernet(nn.Module):
         if self.fixed_mixtures is not None:
             return self.fixed_mixtures
         relax = self.relaxation.draw if random else self.relaxation.mean
-        kinds = ((self.alphas_normal, self.betas_normal), (self.alphas_reduce, self.betas_reduce))
-        mixes = []
-        for kind, (alphas, betas) in enumerate(kinds):
-            mix = relax(alphas)
-            if betas is not None:  # edge normalisation (PC-DARTS, Sec. 3.3)
+        mixes = [relax(alphas) for alphas in self.allowed_alphas()]
+        if self.betas_normal is not None:  # edge normalisation (PC-DARTS, Sec. 3.3)
+            for kind, betas in enumerate((self.betas_normal, self.betas_reduce)):
                 nodes = betas.split([2 + node for node in range(self.num_nodes)])
-                mix = torch.cat([F.softmax(node, dim=0) for node in nodes])[:, None] * mix
-            mixes.append(mix if self.columns is None else self.spread(mix, kind, 0.0))
+                shares = torch.cat([F.softmax(node, dim=0) for node in nodes])
+                mixes[kind] = shares[:, None] * mixes[kind]
         return mixes
 
-    def spread(self, values: Tensor, kind: int, elsewhere: float) -> Tensor:
-        """Spread (edges, choices) to (edges, ops), `elsewhere` where there is no choice."""
-        everywhere = values.new_full((len(values), len(self.primitives)), elsewhere)
-        return everywhere.scatter(1, self.columns[kind], values)
+    def allowed_alphas(self) -> list[Tensor]:
+        """Return both cells' alphas, -inf where the space does not allow an edge the choice."""
+        alphas = [self.alphas_normal, self.alphas_reduce]
+        if self.allowed is None:
+            return alphas
+        return [a.masked_fill(~ok, -math.inf) for a, ok in zip(alphas, self.allowed, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
-        mixes = [mix.index_select(0, self.edge_order) for mix in self.mixtures(self.training)]
-        chosen = self.allowed
+        mixes = self.mixtures(self.training)
+        shares = [None, None]
+        if self.betas_normal is not None:  # an edge's softmax has the sum 1, so this is its share
+            sizes = [2 + node for node in range(self.num_nodes)]
+            shares = [mix.sum(1).split(sizes) for mix in mixes]
+        mixes = [mix.index_select(0, self.edge_order) for mix in mixes]
+        chosen = [None, None]
         if self.fixed_mixtures is not None or (self.training and self.relaxation.is_sparse):
-            drawn = [mix.detach() != 0 for mix in mixes]
-            chosen = [mask.tolist() for mask in drawn]
-            # What is not computed has gradient 0: a straight-through estimator alone has others.
-            mixes = [mix * mask for mix, mask in zip(mixes, drawn, strict=True)]
+            chosen = [(mix != 0).tolist() for mix in mixes]
+        elif self.allowed is not None:
+            chosen = self.allowed[:, self.edge_order].tolist()
         drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
-        out = self.stem(x)
-        s0 = s1 = F.relu(out)
+        s0, s1 = first_states(self, x)
         for cell in self.cells:
             kind = int(cell.reduction)
-            inputs = s0, s1, mixes[kind], chosen[kind], drop_path_prob
+            inputs = s0, s1, mixes[kind], chosen[kind], drop_path_prob, shares[kind]
             if self.checkpoint_cells and torch.is_grad_enabled():
                 out = checkpoint(with_parameters_of_now(cell), *inputs, use_reentrant=False)
             else:
@@ -273,15 +291,10 @@ class Supernet(nn.Module):
         """
         if rule not in ("darts", "nni"):
             raise ValueError(f"discretisation rule {rule!r} is not one of darts, nni")
-        if rule == "darts":
-            scores = self.mixtures()
-        else:
-            scores = [self.alphas_normal, self.alphas_reduce]
-            if self.columns is not None:
-                scores = [self.spread(raw, kind, -math.inf) for kind, raw in enumerate(scores)]
+        scores = self.mixtures() if rule == "darts" else self.allowed_alphas()
         ties = "first" if rule == "darts" else "last"
         normal, reduce = (
-            choose_cell(cell.tolist(), self.primitives, ties, limit)
+            choose_cell_of_few_skips(cell.tolist(), self.primitives, ties, limit)
             for cell, limit in zip(scores, (max_skips, None), strict=True)
         )
         concat = tuple(range(2, 2 + self.num_nodes))

@@ -5,21 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from textbook import TextbookSupernet
 from torch import nn
 
-from darts_min.convert.recognise import form_of, infer_genotype
-from darts_min.convert.state_dicts import (
+from darts_min.convert import (
     network_from_nni,
     network_from_quark0,
     network_to_nni,
     network_to_quark0,
+    parse_genotype,
     supernet_from_quark0,
     supernet_to_quark0,
 )
-from darts_min.genotypes import PUBLISHED, Genotype, parse_genotype
+from darts_min.convert.weights import form_of, infer_genotype
+from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
+from darts_min.operations import SepConv
 from darts_min.supernet import Supernet
+from tests.textbook import TextbookSupernet
 
 GOLDEN = Path(__file__).parent / "golden"
 MIXED = Genotype(
@@ -335,3 +337,28 @@ def test_a_supernet_of_other_operations_is_no_quark0_supernet():
         supernet_to_quark0(supernet)
     with pytest.raises(ValueError, match="parts of its channels"):
         supernet_to_quark0(Supernet(init_channels=4, num_cells=3, partial=2))
+
+
+class Mine(SepConv):
+    """An operation that no other code has."""
+
+
+@pytest.mark.parametrize("form", WAYS)
+def test_an_operation_that_the_other_codes_do_not_have_is_named(form):
+    network = make()
+    network.cells[0].edges[2].op = Mine(4, 1, nn.BatchNorm2d, kernel_size=5)
+    with pytest.raises(ValueError, match="operation Mine: .* does not have it"):
+        WAYS[form][0](network)
+
+
+def test_noise_is_no_operation_of_the_other_codes():
+    noisy = MIXED._replace(normal=(("noise", 0), *MIXED.normal[1:]))
+    with pytest.raises(ValueError, match="operation Noise: the original code does not have it"):
+        network_to_quark0(make(noisy))
+
+
+def test_an_operation_of_a_supernet_that_the_original_code_does_not_have_is_named():
+    supernet = Supernet(init_channels=2, num_cells=3, num_nodes=1)
+    supernet.cells[0].mixed_ops[1].ops["sep_conv_3x3"].__class__ = Mine
+    with pytest.raises(ValueError, match="operation Mine: the original code does not have it"):
+        supernet_to_quark0(supernet)

@@ -7,20 +7,24 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-import darts_min.data.datasets
-from darts_min.data.datasets import (
+import darts_min.data.loader
+from darts_min.data import (
+    Dataset,
     Images,
     Loader,
     balanced_subset,
     channel_statistics,
-    crop_and_flip,
-    cutout_mask,
+    generator_of,
+    images_of,
     load_dataset,
     split_half,
     synthetic_dataset,
 )
+from darts_min.data.loader import crop_and_flip, cutout_mask
 
 STATISTICS = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
@@ -48,7 +52,7 @@ def spy_on(monkeypatch, function, calls):
         calls.append(args)
         return function(*args)
 
-    monkeypatch.setattr(darts_min.data.datasets, function.__name__, spy)
+    monkeypatch.setattr(darts_min.data.loader, function.__name__, spy)
 
 
 @pytest.mark.parametrize("h, w, c", [(8, 8, 3), (5, 9, 1), (6, 4, 3)])
@@ -85,7 +89,7 @@ def test_augmented_batches_equal_torchvision_on_the_same_draws(monkeypatch, cuto
     data, draws, holes = make(20, 12, 12), [], []
     spy_on(monkeypatch, crop_and_flip, draws)
     spy_on(monkeypatch, cutout_mask, holes)
-    loader = Loader(data, 10, STATISTICS, (0,), augment=True, padding=4, cutout=cutout)
+    loader = Loader(data, 10, STATISTICS, augment=True, cutout=cutout)
     for batch, (x, labels) in enumerate(loader):
         _, index, top, left, flip = draws[batch]
         assert torch.equal(labels, data.labels[index])
@@ -107,7 +111,7 @@ def test_cutout_comes_as_often_as_its_probability_says():
     data = make(400, 12, 12)
 
     def batch(cutout, prob):
-        loader = Loader(data, 400, STATISTICS, (0,), augment=True, cutout=cutout)
+        loader = Loader(data, 400, STATISTICS, augment=True, cutout=cutout)
         loader.cutout_prob = prob
         return next(iter(loader))[0]
 
@@ -122,7 +126,7 @@ def test_draws_cover_all_shifts_both_flips_and_all_centres(monkeypatch):
     data, seen = make(2000), []
     for function in (crop_and_flip, cutout_mask):
         spy_on(monkeypatch, function, seen)
-    next(iter(Loader(data, 2000, STATISTICS, (0,), augment=True, cutout=4)))
+    next(iter(Loader(data, 2000, STATISTICS, augment=True, cutout=4)))
     (_, _, top, left, flip), (cy, cx, *_) = seen
     for shift in (top, left):
         counts = torch.bincount(shift + 4, minlength=9)
@@ -159,6 +163,53 @@ def test_images_of_one_colour_have_finite_batches():
     data = Images(torch.full((4, 8, 8, 3), 7, dtype=torch.uint8), torch.arange(4))
     x, _ = next(iter(Loader(data, 4, channel_statistics(data))))
     assert x.isfinite().all() and x.abs().max() < 1
+
+
+BYTES, LABELS = torch.zeros(8, 8, 8, 3, dtype=torch.uint8), torch.arange(8) % 2
+
+
+@pytest.mark.parametrize(
+    "images, labels, says",
+    [
+        (
+            torch.rand(8, 3, 32, 32),
+            LABELS,
+            "images: float32 (8, 3, 32, 32); wanted is uint8 (N, H, W, C)",
+        ),
+        (BYTES[..., 0], LABELS, "images: uint8 (8, 8, 8); wanted is uint8 (N, H, W, C)"),
+        (BYTES.numpy(), LABELS, "images: ndarray; wanted is a tensor, uint8 (N, H, W, C)"),
+        (BYTES, LABELS.float(), "labels: float32 (8,); wanted is int64 (N,)"),
+        (BYTES, LABELS[:, None], "labels: int64 (8, 1); wanted is int64 (N,)"),
+        (BYTES, LABELS.tolist(), "labels: list; wanted is a tensor, int64 (N,)"),
+        (BYTES, LABELS[:7], "8 images, but 7 labels"),
+        (BYTES, LABELS.to("meta"), "images on cpu, labels on meta"),
+    ],
+)
+def test_images_of_another_type_or_shape_are_refused(images, labels, says):
+    with pytest.raises(ValueError) as error:
+        Images(images, labels)
+    assert str(error.value) == says
+
+
+ONE = make(10, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    "train, test, classes, says",
+    [
+        (ONE, ONE, ["a"], "classes: 1; wanted are two or more"),
+        (ONE, ONE, ["a", "b"], "train: labels in 0..2; wanted are 0..1, for 2 classes"),
+        (ONE, Images(ONE.images, ONE.labels - 1), "abc", "test: labels in -1..1; wanted are 0..2"),
+        (ONE, ONE.take(torch.arange(0)), "abc", "test: no images"),
+        (ONE, make(c=1), "abc", "train: 3 channels, test: 1; wanted is one number"),
+        (ONE, make(h=9, w=9), "abc", "images of 8x8 and 9x9 pixels; wanted is one square size"),
+        (make(h=3), make(h=3), "abc", "images of 8x3 pixels; wanted is one square size"),
+    ],
+)
+def test_parts_of_a_dataset_that_do_not_fit_together_are_refused(train, test, classes, says):
+    with pytest.raises(ValueError) as error:
+        Dataset(train, test, classes)
+    assert str(error.value).startswith(says)
 
 
 @pytest.mark.parametrize("n", [10, 11])
@@ -214,7 +265,7 @@ def test_evaluation_gives_each_image_once_in_order(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10])
 def test_training_shuffles_anew_and_drops_the_incomplete_batch(batch_size):
-    loader = Loader(numbered(10), batch_size, STATISTICS, (0,), augment=True)
+    loader = Loader(numbered(10), batch_size, STATISTICS, augment=True)
     orders = []
     for epoch in range(3):
         batches = [labels for _, labels in loader.epoch(epoch)]
@@ -225,13 +276,30 @@ def test_training_shuffles_anew_and_drops_the_incomplete_batch(batch_size):
     assert len(set(orders)) == 3
 
 
+@pytest.mark.parametrize("key", [{"seed": 7}, {"seed": 7, "stream": 0}, {"seed": 7, "stream": 1}])
+def test_the_order_is_that_of_seed_stream_and_epoch(key):
+    labels = [
+        labels for _, labels in Loader(numbered(10), 5, STATISTICS, augment=True, **key).epoch(3)
+    ]
+    order = torch.randperm(10, generator=generator_of(*key.values(), 3, 0))
+    assert torch.equal(torch.cat(labels), order)
+
+
+def test_images_that_are_a_view_of_channels_first_give_the_same_batches():
+    data = make(20)
+    view = Images(data.images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), data.labels)
+    assert not view.images.is_contiguous()
+    a, b = (Loader(d, 5, STATISTICS, augment=True, cutout=4) for d in (data, view))
+    assert same_batches(a, b)
+
+
 def same_batches(a, b):
     pairs = list(zip(a, b, strict=True))
     return all(torch.equal(x, x2) and torch.equal(y, y2) for (x, y), (x2, y2) in pairs)
 
 
 def test_the_seed_fixes_the_batches():
-    loaders = [Loader(make(20), 5, STATISTICS, (s,), augment=True, cutout=4) for s in (0, 0, 1)]
+    loaders = [Loader(make(20), 5, STATISTICS, seed=s, augment=True, cutout=4) for s in (0, 0, 1)]
     batches = [list(loader) for loader in loaders]
     assert same_batches(batches[0], batches[1])
     assert not same_batches(batches[0], batches[2])
@@ -239,7 +307,7 @@ def test_the_seed_fixes_the_batches():
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
 def test_an_epoch_goes_on_from_any_batch(shard):
-    loader = Loader(make(40), 5, STATISTICS, (0,), augment=True, cutout=4, shard=shard)
+    loader = Loader(make(40), 5, STATISTICS, augment=True, cutout=4, shard=shard)
     first, second = list(loader.epoch(1)), list(loader.epoch(2))
     torch.manual_seed(99)
     for done in range(len(second) + 1):
@@ -251,7 +319,7 @@ def test_an_epoch_goes_on_from_any_batch(shard):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_the_images_of_an_epoch(world_size, augment):
     def labels(shard):
-        loader = Loader(numbered(31), 2, STATISTICS, (0,), augment, shard=shard)
+        loader = Loader(numbered(31), 2, STATISTICS, augment=augment, shard=shard)
         batches = [target.tolist() for _, target in loader.epoch(3)]
         assert len(batches) == len(loader)
         return batches
@@ -267,20 +335,20 @@ def test_processes_share_the_images_of_an_epoch(world_size, augment):
 
 def test_too_few_images_for_all_processes_are_named():
     with pytest.raises(ValueError, match="batch size 4 of 3 processes is larger than the 10"):
-        Loader(make(10), 4, STATISTICS, (0,), augment=True, shard=(0, 3))
+        Loader(make(10), 4, STATISTICS, augment=True, shard=(0, 3))
 
 
 def test_augmentation_leaves_the_dataset_and_the_global_generator_alone():
     data = make(20)
     images, state = data.images.clone(), torch.get_rng_state()
-    list(Loader(data, 5, STATISTICS, (0,), augment=True, cutout=4))
+    list(Loader(data, 5, STATISTICS, augment=True, cutout=4))
     assert torch.equal(data.images, images) and torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("batch_size, augment", [(11, True), (0, True), (0, False), (-3, False)])
 def test_impossible_batch_sizes_are_named(batch_size, augment):
     with pytest.raises(ValueError, match=f"batch size {batch_size}"):
-        Loader(make(10), batch_size, STATISTICS, (0,), augment)
+        Loader(make(10), batch_size, STATISTICS, augment=augment)
 
 
 def test_synthetic_images_come_from_the_seed():
@@ -297,7 +365,9 @@ def test_synthetic_images_come_from_the_seed():
 
 def ridge_accuracy(features, dataset, penalty):
     """Return the test accuracy of the closed-form ridge regression on one-hot labels."""
-    train, test = (features(part.images.float()).flatten(1) for part in dataset[:2])
+    train, test = (
+        features(part.images.float()).flatten(1) for part in (dataset.train, dataset.test)
+    )
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     targets = torch.nn.functional.one_hot(dataset.train.labels, 10).float() - 0.1
@@ -429,9 +499,183 @@ def test_folders_without_two_classes_of_squares_are_refused(tmp_path, classes, s
 def test_unknown_names_and_small_sizes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'mnist' is not one of cifar10, cifar100, svhn"):
         load_dataset("mnist")
-    for name in ("synthetic", "folder", "cifar10"):
+    for channels, name in ((1, "cifar10"), (3, "npz"), (2, "folder"), (0, "folder")):
+        with pytest.raises(ValueError, match=f"channels {channels}: "):
+            load_dataset(name, tmp_path, channels=channels)
+    for name in ("synthetic", "folder", "npz", "cifar10"):
         with pytest.raises(ValueError, match="image size 7: must be at least 8"):
             load_dataset(name, tmp_path, image_size=7)
+
+
+def npz(path, **changes):
+    """Write a .npz file of 6 and 4 images of 9x9 pixels, 3 classes; None leaves an array out."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.integers(256, size=(6, 9, 9), dtype=np.uint8),
+        "y_train": np.arange(6, dtype=np.uint8) % 3,
+        "x_test": rng.integers(256, size=(4, 9, 9), dtype=np.uint8),
+        "y_test": np.arange(4, dtype=np.int32)[:, None] % 3,
+    } | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 5])
+def test_an_npz_file_becomes_images_of_any_number_of_channels(tmp_path, channels):
+    rng, more = np.random.default_rng(1), {}
+    if channels:
+        shapes = {"x_train": (6, 9, 9, channels), "x_test": (4, 9, 9, channels)}
+        more = {name: rng.integers(256, size=s, dtype=np.uint8) for name, s in shapes.items()}
+    arrays = npz(tmp_path / "a.npz", **more)
+    data, small = (load_dataset("npz", tmp_path / "a.npz", size) for size in (None, 8))
+    assert data.classes == ["0", "1", "2"] and data.notes == ()
+    for part in ("train", "test"):
+        expected = arrays[f"x_{part}"].reshape(-1, 9, 9, channels or 1)
+        assert np.array_equal(getattr(data, part).images, expected)
+        assert np.array_equal(getattr(data, part).labels, arrays[f"y_{part}"].reshape(-1))
+        for image, resized in zip(expected, getattr(small, part).images, strict=True):
+            for c in range(channels or 1):
+                picture = Image.fromarray(np.ascontiguousarray(image[..., c]))
+                assert np.array_equal(resized[..., c], picture.resize((8, 8), Image.BILINEAR))
+    if channels == 3:
+        whole = Image.fromarray(arrays["x_test"][0]).resize((8, 8), Image.BILINEAR)
+        assert np.array_equal(small.test.images[0], whole)
+
+
+def test_an_npz_file_names_its_classes_which_need_not_all_have_images(tmp_path):
+    npz(tmp_path / "a.npz", classes=np.array(["ant", "bee", "cat", "dog"]))
+    data = load_dataset("npz", tmp_path / "a.npz")
+    assert data.classes == ["ant", "bee", "cat", "dog"]
+    assert all(type(name) is str for name in data.classes)  # json and torch.save know no np.str_
+
+
+ZEROS = np.zeros((6, 9, 9), np.uint8)
+SHAPES = "wanted is uint8 (N, H, W) or (N, H, W, C)"
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"x_test": None}, "no x_test; wanted are x_train, y_train, x_test, y_test"),
+        ({"x_train": ZEROS.astype(np.float32)}, f"x_train is float32 (6, 9, 9); {SHAPES}"),
+        ({"x_train": ZEROS[0]}, f"x_train is uint8 (9, 9); {SHAPES}"),
+        (
+            {"x_train": np.zeros((6, 3, 9, 9), np.uint8)},
+            f"x_train is uint8 (6, 3, 9, 9); {SHAPES}, H and W at least 8",
+        ),
+        ({"x_test": ZEROS[:0]}, f"x_test is uint8 (0, 9, 9); {SHAPES}, H and W at least 8"),
+        ({"x_train": np.full(6, None)}, "x_train cannot be read: Object arrays cannot be loaded"),
+        ({"x_train": ZEROS[:5]}, "y_train is uint8 (6,); wanted are integers (5,)"),
+        ({"y_test": np.zeros(4)}, "y_test is float64 (4,); wanted are integers (4,)"),
+        ({"y_test": np.zeros((4, 2), int)}, "y_test is int64 (4, 2); wanted are integers (4,)"),
+        ({"y_test": np.array([0, 1, 2, 3])}, "test: labels in 0..3; wanted are 0..2, for 3"),
+        ({"y_test": np.array([0, 1, 2, -1])}, "test: labels in -1..2; wanted are 0..2, for 3"),
+        (
+            {"y_train": np.arange(6) % 3 + 1},
+            "y_train has 3 labels in 1..3; wanted are 0..2, or an array `classes`",
+        ),
+        ({"y_train": np.zeros(6, int)}, "classes: 1; wanted are two or more"),
+        ({"classes": np.arange(3)}, "classes is int64 (3,); wanted is str (K,)"),
+        ({"classes": np.array(["a", "b"])}, "train: labels in 0..2; wanted are 0..1, for 2"),
+        ({"x_train": np.zeros((6, 9, 9, 3), np.uint8)}, "train: 3 channels, test: 1"),
+        ({"x_train": np.zeros((6, 9, 8), np.uint8)}, "images of 8x9 and 9x9 pixels; wanted is one"),
+    ],
+)
+def test_a_mistake_in_an_npz_file_is_named_in_one_line(tmp_path, changes, says):
+    file = tmp_path / "a.npz"
+    npz(file, **changes)
+    with pytest.raises(ValueError) as error:
+        load_dataset("npz", file)
+    assert str(error.value).startswith(f"npz {file}: {says}"), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_npz_file_is_named_in_one_line(tmp_path):
+    file = tmp_path / "a.npz"
+    npz(file)
+    whole = file.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:300])
+    (tmp_path / "spoilt.npz").write_bytes(whole[:200] + bytes(200) + whole[400:])
+    (tmp_path / "text.npz").write_text("x_train")
+    np.save(tmp_path / "array.npy", ZEROS)
+    for name, says in (
+        ("none.npz", " is not a file"),
+        (".", " is not a file"),
+        ("cut.npz", " is damaged, or not in the format that numpy.savez writes"),
+        ("text.npz", " is damaged, or not in the format that numpy.savez writes"),
+        ("array.npy", " is damaged, or not in the format that numpy.savez writes"),
+        ("spoilt.npz", ": x_train cannot be read: "),
+    ):
+        with pytest.raises(ValueError) as error:
+            load_dataset("npz", tmp_path / name)
+        assert str(error.value).startswith(f"npz {tmp_path / name}{says}"), error.value
+        assert "\n" not in str(error.value)
+
+
+PIXELS = np.random.default_rng(0).integers(256, size=(5, 9, 8, 3), dtype=np.uint8)
+PICTURES = [Image.fromarray(image) for image in PIXELS]
+to_float = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        PICTURES,
+        list(PIXELS),
+        [v2.functional.to_image(picture) for picture in PICTURES],
+        [transforms.ToTensor()(picture) for picture in PICTURES],
+        [transforms.ToTensor()(picture).double() for picture in PICTURES],
+        [to_float(picture) for picture in PICTURES],
+    ],
+    ids=["PIL", "array", "uint8 tensor", "ToTensor", "float64", "v2.ToDtype"],
+)
+def test_images_of_a_torch_dataset_are_its_bytes(pictures):
+    labels = [0, np.int64(2), torch.tensor(1), np.uint8(1), True]
+    data = images_of(list(zip(pictures, labels, strict=True)))
+    assert np.array_equal(data.images, PIXELS)
+    assert data.labels.tolist() == [0, 2, 1, 1, 1]
+
+
+def test_all_256_levels_survive_totensor():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for picture in (transforms.ToTensor()(levels), levels / 255, to_float(Image.fromarray(levels))):
+        assert np.array_equal(images_of([(picture, 0)]).images[0, ..., 0], levels)
+
+
+def test_grey_pictures_of_a_torch_dataset_have_one_channel():
+    grey = [picture.convert("L") for picture in PICTURES]
+    for pictures in (grey, [np.asarray(picture) for picture in grey]):
+        images = images_of([(picture, 0) for picture in pictures]).images
+        assert np.array_equal(images[..., 0], np.stack([np.asarray(p) for p in grey]))
+
+
+@pytest.mark.parametrize(
+    "item, says",
+    [
+        ((PICTURES[0].convert("P"), 0), "PIL image of mode P; wanted is RGB or L"),
+        ((PIXELS[0].astype(np.int64), 0), "picture of int64 (9, 8, 3); wanted is uint8"),
+        ((torch.zeros(9, 8), 0), "picture of float32 (9, 8); wanted is uint8, in three"),
+        ((torch.randn(3, 9, 8), 0), "its floats are not k / 255; leave the normalisation out"),
+        ((torch.full((3, 9, 8), 2.0), 0), "its floats are not k / 255"),
+        ((torch.full((3, 9, 8), torch.nan), 0), "its floats are not k / 255"),
+        ((PICTURES[0], 0.5), "'float' object cannot be interpreted as an integer"),
+        ((PICTURES[0], 0, 1), "too many values to unpack"),
+    ],
+)
+def test_an_item_of_a_torch_dataset_that_does_not_fit_is_named(item, says):
+    with pytest.raises(ValueError) as error:
+        images_of([(PICTURES[0], 0), item])
+    assert str(error.value).startswith(f"item 1 is not a picture and an integer: {says}")
+
+
+def test_torch_datasets_of_unlike_pictures_and_empty_ones_are_refused():
+    with pytest.raises(
+        ValueError, match=r"item 1 is \(8, 8, 3\), item 0 is \(9, 8, 3\): \(H, W, C\)"
+    ):
+        images_of([(PICTURES[0], 0), (PIXELS[0][:8], 0)])
+    with pytest.raises(ValueError, match="the dataset has no items"):
+        images_of([])
 
 
 def fake(name, num_classes):

@@ -18,6 +18,7 @@ from darts_min.draw import (
     text_width,
 )
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
+from darts_min.operations import OPS
 
 
 def random_cell(rng: random.Random, num_nodes: int) -> tuple:
@@ -190,7 +191,7 @@ def test_every_operation_has_a_color_legible_on_white():
 
 def test_an_operation_without_a_color_is_drawn_in_ink(monkeypatch):
     op = "conv_7x1_1x7"
-    monkeypatch.setattr("darts_min.genotypes.OPERATIONS", ("none", op))
+    monkeypatch.setitem(OPS, op, OPS["sep_conv_3x3"])
     cell, ink = ((op, 0), (op, 1)), ImageColor.getrgb(INK)
     genotype = Genotype(cell, (2,), cell, (2,))
     image, layout = draw_cell(genotype, "normal"), layout_cell(genotype, "normal")

@@ -14,10 +14,12 @@ from torch import nn
 import darts_min.convert.export
 import eval_pretrained
 from darts_min.convert.export import export_network
+from darts_min.convert.genotype_texts import parse_genotype
 from darts_min.convert.state_dicts import network_from_nni, network_from_quark0
 from darts_min.convert.weights import save_network
-from darts_min.genotypes import Genotype, parse_genotype
+from darts_min.genotypes import Genotype
 from darts_min.network import Network, fold_batch_norm
+from darts_min.operations import SepConv
 from darts_min.run.files import load_file, write_atomically
 
 # Every operation: strips, phases, both kinds of pooling, skips of both strides.
@@ -235,6 +237,20 @@ def test_a_network_of_folded_bn_becomes_programs_but_no_state_dicts(tmp_path, no
     images = torch.randn(3, 3, 8, 8)
     run = read(tmp_path / "network.pt2")
     torch.testing.assert_close(run(images), network(images).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_operation_that_the_other_codes_do_not_have_leaves_out_their_state_dicts(
+    tmp_path, no_onnx
+):
+    class Mine(SepConv):
+        pass
+
+    network = make()
+    network.cells[0].edges[0].op.__class__ = Mine
+    content = export_network(network, tmp_path, 8, DETAILS)
+    assert content["left_out"].keys() == {"quark0.pt", "nni.pt", "network.onnx"}
+    assert content["left_out"]["nni.pt"] == "operation Mine: NNI does not have it"
+    assert (tmp_path / "network.pt2").exists() and (tmp_path / "genotype.nni.json").exists()
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):

@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from darts_min.data.batches import generator_of
-from darts_min.data.datasets import Dataset, balanced_subset
-from darts_min.data.folder import (
-    IMAGENET_STATISTICS,
+from darts_min.data import (
+    Dataset,
     FileLoader,
-    find_files,
-    fits_in_memory,
+    balanced_subset,
+    channel_statistics,
+    generator_of,
+    into_memory,
+    load_dataset,
+    make_loader,
 )
+from darts_min.data.folder import IMAGENET_STATISTICS, find_files, fits_in_memory
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 CPU = torch.device("cpu")
@@ -55,7 +58,12 @@ def found(root):
 
 
 def train_loader(files, seed=0, num_workers=0, batch_size=2):
-    return FileLoader(files, batch_size, IMAGENET_STATISTICS, 32, CPU, (seed,), True, num_workers)
+    return file_loader(files, batch_size, seed=seed, augment=True, num_workers=num_workers)
+
+
+def file_loader(files, batch_size, num_workers=0, image_size=32, **more):
+    more = {"device": CPU, "image_size": image_size, "num_workers": num_workers} | more
+    return FileLoader(files, batch_size, IMAGENET_STATISTICS, **more)
 
 
 def same_batches(a, b):
@@ -90,9 +98,7 @@ def test_a_balanced_subset_of_files_keeps_paths_and_labels_together(files):
 @workers
 @pytest.mark.parametrize("batch_size", [1, 4, 6, 100])
 def test_evaluation_gives_every_file_once_in_order(files, batch_size, num_workers):
-    loader = FileLoader(
-        files.test, batch_size, IMAGENET_STATISTICS, 32, CPU, num_workers=num_workers
-    )
+    loader = file_loader(files.test, batch_size, num_workers)
     transform = transforms.Compose(
         [
             transforms.Resize(36),
@@ -115,7 +121,7 @@ def test_evaluation_sees_the_middle_of_an_image_that_needs_no_resizing(tmp_path)
     path = tmp_path / "test" / "cat" / "0.png"
     Image.fromarray(pixels).save(path)
     (tmp_path / "test" / "cat" / "0.jpg").unlink()
-    loader = FileLoader(found(tmp_path).test, 1, IMAGENET_STATISTICS, 224, CPU, num_workers=0)
+    loader = file_loader(found(tmp_path).test, 1, image_size=224)
     middle = torch.from_numpy(pixels[16 : 16 + 224, 28 : 28 + 224]) / 255
     close(next(iter(loader))[0][0], ((middle - MEAN) / STD).permute(2, 0, 1))
 
@@ -125,15 +131,7 @@ def test_one_colour_is_normalised_by_the_statistics_of_imagenet(tmp_path, memory
     write_images(tmp_path, per_class=1)
     for part in ("train", "test"):
         Image.new("RGB", (60, 50), (200, 100, 7)).save(tmp_path / part / "cat" / "0.jpg", "PNG")
-    loader = FileLoader(
-        found(tmp_path).test,
-        2,
-        IMAGENET_STATISTICS,
-        24,
-        CPU,
-        num_workers=0,
-        memory_format=memory_format,
-    )
+    loader = file_loader(found(tmp_path).test, 2, image_size=24, memory_format=memory_format)
     x = next(iter(loader))[0]
     expected = [(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224, (7 / 255 - 0.406) / 0.225]
     close(x[0], torch.tensor(expected)[:, None, None].expand(3, 24, 24))
@@ -209,12 +207,8 @@ def test_an_epoch_goes_on_from_any_batch(files, num_workers):
 def test_processes_share_the_files_of_an_epoch(files):
     seen = []
     for rank in range(2):
-        loader = FileLoader(
-            files.test, 1, IMAGENET_STATISTICS, 32, CPU, num_workers=0, shard=(rank, 2)
-        )
-        seen.append([x for x, _ in loader])
-    loader = FileLoader(files.test, 1, IMAGENET_STATISTICS, 32, CPU, num_workers=0)
-    for k, (x, _) in enumerate(loader):
+        seen.append([x for x, _ in file_loader(files.test, 1, shard=(rank, 2))])
+    for k, (x, _) in enumerate(file_loader(files.test, 1)):
         assert torch.equal(seen[k % 2][k // 2], x)
     assert sum(map(len, seen)) == 6
 
@@ -223,9 +217,7 @@ def test_processes_share_the_files_of_an_epoch(files):
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_global_generators_are_left_alone(files, num_workers, augment):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    batches = iter(
-        FileLoader(files.train, 2, IMAGENET_STATISTICS, 32, CPU, (0,), augment, num_workers)
-    )
+    batches = iter(file_loader(files.train, 2, num_workers, augment=augment))
     next(batches)
     assert torch.equal(torch.get_rng_state(), before[0])
     list(batches)
@@ -241,7 +233,7 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, num_workers, augment):
     path.write_bytes(path.read_bytes()[:900])
     files = found(tmp_path).train
     with pytest.raises(ValueError) as error:
-        list(FileLoader(files, 2, IMAGENET_STATISTICS, 32, CPU, (0,), augment, num_workers))
+        list(file_loader(files, 2, num_workers, augment=augment))
     assert str(error.value).startswith(f"image {path} cannot be read: ")
     assert "\n" not in str(error.value)
 
@@ -315,15 +307,152 @@ def test_a_class_without_images_is_named(tmp_path):
 @pytest.mark.parametrize("batch_size, augment", [(7, True), (0, True), (0, False), (-3, False)])
 def test_impossible_batch_sizes_are_named(files, batch_size, augment):
     with pytest.raises(ValueError, match=f"batch size {batch_size}"):
-        FileLoader(files.train, batch_size, IMAGENET_STATISTICS, 32, CPU, (0,), augment)
+        file_loader(files.train, batch_size, augment=augment)
 
 
 def test_small_image_sizes_are_refused(files):
-    with pytest.raises(ValueError, match="image size 7: must be at least 8"):
-        FileLoader(files.train, 2, IMAGENET_STATISTICS, 7, CPU)
+    for size in (7, None):
+        with pytest.raises(ValueError, match=f"image size {size}: must be at least 8"):
+            file_loader(files.train, 2, image_size=size)
 
 
 GIB = 2**30
+
+
+def write_grey(root, modes=("L", "L"), size=(30, 30)):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name, mode in zip(("cat", "dog"), modes, strict=True):
+            (root / part / name).mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(root / part / name / f"{i}.png")
+
+
+def test_one_channel_is_pillows_grey_in_memory(tmp_path):
+    write_grey(tmp_path, modes=("L", "RGB"))
+    for size in (None, 12):
+        data = load_dataset("folder", tmp_path, size, channels=1)
+        files = find_files(tmp_path, channels=1)[0]
+        for path, image in zip(files.paths, data.train.images, strict=True):
+            picture = Image.open(path).convert("L")
+            picture = picture.resize((size, size), Image.BILINEAR) if size else picture
+            assert image.shape[2] == 1 and np.array_equal(image[..., 0], picture)
+
+
+@pytest.mark.parametrize("in_memory", ["always", "never"])
+@pytest.mark.parametrize(
+    "modes, channels, is_noted",
+    [
+        (("L", "L"), None, True),
+        (("1", "LA"), None, True),
+        (("L", "RGB"), None, False),
+        (("RGB", "RGB"), None, False),
+        (("L", "L"), 1, False),
+        (("L", "L"), 3, False),
+    ],
+)
+def test_a_note_says_that_grey_pictures_became_rgb(tmp_path, modes, channels, is_noted, in_memory):
+    write_grey(tmp_path, modes)
+    data = load_dataset("folder", tmp_path, 16, in_memory=in_memory, channels=channels)
+    note = "pictures are grey and were read as RGB; --channels 1 reads one channel"
+    assert data.notes == ((note,) if is_noted else ())
+    assert data.train.channels == data.test.channels == (channels or 3)
+
+
+@workers
+def test_grey_files_are_evaluated_as_grey(tmp_path, num_workers):
+    write_grey(tmp_path, size=(40, 40))
+    files = find_files(tmp_path, channels=1)[1]
+    statistics = torch.tensor([0.4]), torch.tensor([0.2])
+    loader = make_loader(files, 3, statistics, device=CPU, image_size=32, num_workers=num_workers)
+    transform = transforms.Compose(
+        [
+            transforms.Resize(36),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize(0.4, 0.2),
+        ]
+    )
+    x = torch.cat([x for x, _ in loader])
+    assert x.shape == (4, 1, 32, 32)
+    close(x, torch.stack([transform(Image.open(path)) for path in files.paths]))
+
+
+@workers
+def test_grey_files_are_trained_on_with_other_brightness_and_contrast_only(tmp_path, num_workers):
+    write_grey(tmp_path)
+    files = find_files(tmp_path, channels=1)[0].take(torch.tensor([2]))
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(16),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(brightness=0.4, contrast=0.4),
+            transforms.ToTensor(),
+        ]
+    )
+    plain = torch.zeros(1), torch.ones(1)
+    options = {"image_size": 16, "seed": 7, "augment": True, "num_workers": num_workers}
+    loader = make_loader(files, 1, plain, device=CPU, **options)
+    for epoch in range(5):
+        seed = torch.randint(2**31, (1,), generator=generator_of(7, epoch, 1, 0))
+        torch.manual_seed(int(seed))
+        close(next(loader.epoch(epoch))[0][0], transform(Image.open(files.paths[0])))
+
+
+def test_statistics_of_grey_files_are_those_of_imagenet_as_pillow_weights_them(tmp_path):
+    write_grey(tmp_path)
+    mean, std = channel_statistics(find_files(tmp_path, channels=1)[0])
+    pixel = Image.fromarray((np.array([[[0.485, 0.456, 0.406]]]) * 255).round().astype(np.uint8))
+    assert mean.shape == std.shape == (1,)
+    assert abs(mean.item() * 255 - np.asarray(pixel.convert("L")).item()) < 1
+    close(std.item(), 0.299 * 0.229 + 0.587 * 0.224 + 0.114 * 0.225)
+
+
+def let_memory_be(monkeypatch, memory):
+    sizes = {"SC_PHYS_PAGES": memory, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
+
+
+def test_images_that_fill_more_than_half_of_the_memory_are_refused_with_advice(
+    tmp_path, monkeypatch
+):
+    write_images(tmp_path)
+    needed = 6 * 3 * 224**2
+    let_memory_be(monkeypatch, 2 * needed)
+    assert load_dataset("folder", tmp_path, 224).train.images.shape == (6, 224, 224, 3)
+    let_memory_be(monkeypatch, 2 * needed - 1)
+    with pytest.raises(ValueError) as error:
+        load_dataset("folder", tmp_path, 224)
+    assert str(error.value) == (
+        "6 images of 224x224 take 0.0 GiB, more than half of the memory, 0.0 GiB; give a smaller "
+        "--image-size, a --subset to the search, or --in-memory never to the other scripts"
+    )
+    one_channel = load_dataset("folder", tmp_path, 224, channels=1)
+    assert one_channel.train.images.shape == (6, 224, 224, 1)
+
+
+def test_imagenet_does_not_fit_and_the_advice_has_its_numbers(tmp_path, monkeypatch):
+    write_images(tmp_path, per_class=1)
+    files = find_files(tmp_path)[0].take(torch.zeros(1_281_167, dtype=torch.int64))
+    let_memory_be(monkeypatch, 64 * GIB)
+    says = "1281167 images of 224x224 take 179.6 GiB, more than half of the memory, 64.0 GiB"
+    with pytest.raises(ValueError, match=says):
+        into_memory(files, 224)
+
+
+def test_a_subset_of_a_folder_that_does_not_fit_is_read_into_memory(tmp_path, monkeypatch):
+    write_images(tmp_path)
+    whole = load_dataset("folder", tmp_path, 32)
+    let_memory_be(monkeypatch, 2 * 4 * 3 * 32**2)  # half of it holds four images
+    data = load_dataset("folder", tmp_path, 32, in_memory="auto")
+    subset = into_memory(balanced_subset(data.train, 4, seeded()), 32)
+    expected = balanced_subset(whole.train, 4, seeded())
+    assert torch.equal(subset.images, expected.images)
+    assert torch.equal(subset.labels, expected.labels)
+    assert into_memory(whole.train) is whole.train
+    with pytest.raises(ValueError, match="5 images of 32x32 take"):
+        into_memory(balanced_subset(data.train, 5, seeded()), 32)
 
 
 @pytest.mark.parametrize("memory", [4 * GIB, 64 * GIB])
@@ -333,6 +462,7 @@ def test_a_quarter_of_the_memory_may_be_filled(monkeypatch, memory):
     most = memory // 4 // (3 * 224**2)
     assert fits_in_memory(most, 224, CPU) and not fits_in_memory(most + 1, 224, CPU)
     assert fits_in_memory(memory // 4 // (3 * 32**2), 32, CPU)
+    assert fits_in_memory(3 * most, 224, CPU, channels=1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # of torchrun: four processes share it
     assert fits_in_memory(most // 4, 224, CPU) and not fits_in_memory(most // 4 + 1, 224, CPU)
 

@@ -8,12 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from darts_min.architect import architecture_gradient
+from darts_min.convert.genotype_texts import parse_genotype
 from darts_min.convert.state_dicts import (
     network_from_nni,
     network_from_quark0,
     supernet_from_quark0,
 )
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, parse_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.supernet import Supernet
 
 GOLDEN = Path(__file__).parent / "golden"

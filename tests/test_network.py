@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 import darts_min.network
 from darts_min.convert.weights import load_network, save_network
-from darts_min.genotypes import OPERATIONS, PRIMITIVES, PUBLISHED, Genotype, unused_states
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, unused_states
 from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.network import Network, drop_path, fold_batch_norm
+from darts_min.operations import OPS
 
 V1, V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -176,7 +177,7 @@ def test_folding_bn_changes_the_network_by_rounding_only(stem, size, name):
     assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
 
 
-@pytest.mark.parametrize("op", OPERATIONS[1:])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("stem, size", [("cifar", 8), ("imagenet", 64)])
 def test_every_operation_and_the_auxiliary_head_fold_their_bn(stem, size, op):
     cell = ((op, 0), (op, 1), (op, 2), (op, 1))

@@ -9,21 +9,23 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from darts_min.genotypes import PUBLISHED
+from darts_min.kernels import (
+    _DepthwiseOnCPU,
+    concatenate,
+    from_phases,
+    subsample,
+    to_phases,
+    total,
+    weighted_sums,
+)
 from darts_min.network import Network
 from darts_min.operations import (
+    OPS,
     BatchStatNorm,
     ConvBN,
     DepthwiseConv,
-    DilConv,
     FactorizedReduce,
-    SepConv,
-    _DepthwiseOnCPU,
-    avg_pool,
-    concatenate,
-    from_phases,
-    max_pool,
-    subsample,
-    to_phases,
+    State,
 )
 from darts_min.run.machine import cpu_has_bf16
 from darts_min.supernet import Supernet
@@ -54,6 +56,18 @@ def test_concatenate_is_torch_cat_with_dense_gradients(layout):
     for ours, theirs in zip(found, gradients(expected, *tensors), strict=True):
         close(ours, theirs)
         assert ours.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("edges, count", [(1, 1), (4, 3), (2, 1)])
+def test_weighted_sums_are_sums_of_products(edges, count, layout):
+    weights = double(edges, count)
+    tensors = [double(2, 3, 4, 6, layout=layout, seed=i) for i in range(count)]
+    found = weighted_sums(weights, tensors)
+    for e, ours in enumerate(found):
+        close(ours, sum(weights[e, k] * tensor for k, tensor in enumerate(tensors)))
+        assert ours.is_contiguous(memory_format=LAYOUTS[layout])
+    close(total(found), torch.einsum("ek,knchw->nchw", weights, torch.stack(tensors)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,12 +130,13 @@ def test_from_phases_undoes_to_phases(size, layout):
 
 def test_without_gradients_nothing_is_rearranged_and_the_result_is_the_same():
     x = double(3, 4, 6, 8)
-    op = DilConv(4, 3, nn.BatchNorm2d).double()
-    expected = from_phases(op(*to_phases(x, 1)), 3)
+    op = OPS["dil_conv_3x3"](4, 1, nn.BatchNorm2d).double()
+    in_phases = op(State(x))
+    assert len(in_phases) == 12
     with torch.no_grad():
         phases, dilation = to_phases(x, 1)
         assert phases is x and dilation == 2
-        close(op(phases, dilation), expected.detach())
+        close(op(State(x)), from_phases(in_phases, 3).detach())
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (9, 9)])
@@ -137,12 +152,11 @@ def test_odd_sizes_stay_as_they_are(size):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_dil_conv_on_phases_is_a_dilated_convolution(kernel, stride, size, layout):
-    op = DilConv(4, kernel, BatchStatNorm).double()
+    op = OPS[f"dil_conv_{kernel}x{kernel}"](4, stride, BatchStatNorm).double()
     op.bn = nn.Identity()
     x, weight = double(2, 4, *size, layout=layout), op.depthwise.weight
-    phases, dilation = to_phases(x, stride)
-    ours = from_phases(op(phases, dilation), len(x))
-    expected = F.conv2d(x, weight, None, stride, kernel - 1, 2, 4)
+    ours = from_phases(op(State(x)), len(x))
+    expected = F.conv2d(F.relu(x), weight, None, stride, kernel - 1, 2, 4)
     expected = F.conv2d(expected, op.pointwise.weight)
     close(ours, expected)
     wrt = x, weight, op.pointwise.weight
@@ -210,35 +224,28 @@ def split(weights, op, fan, channels):
         dict(zip(weights, part, strict=True))
         for part in zip(*(w.chunk(fan) for w in weights.values()), strict=True)
     ]
-    ops = [op(1).double() for _ in range(fan)]
+    ops = [op(fan=1).double() for _ in range(fan)]
     for single, part in zip(ops, parts, strict=True):
         single.load_state_dict(part)
     return ops
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kind", ["sep", "dil", "reduce"])
-def test_three_edges_side_by_side_equal_three_operations(kind, stride, kernel, layout):
+@pytest.mark.parametrize("name", [name for name in OPS if name != "noise"])
+def test_three_edges_side_by_side_equal_three_operations(name, stride, layout):
     fan, c = 3, 4
+    make = partial(OPS[name], c, stride, BatchStatNorm)
+    op = make(fan=fan).double()
+    if getattr(op, "is_shared", False):
+        assert not list(op.parameters())  # what edges share has no weights of an edge
+        return
     x, scale = double(2, c, 8, 8, layout=layout), double(fan * c, seed=1)
-    wide = torch.cat([x] * fan, 1)
-    if kind == "sep":
-        make = partial(SepConv, c, kernel, stride, BatchStatNorm)
-    elif kind == "dil":
-        make = partial(DilConv, c, kernel, BatchStatNorm)
-    else:
-        make = partial(FactorizedReduce, c, c, BatchStatNorm)
-    op = make(fan).double()
 
     def run(op, x, scale):
-        if kind != "dil":
-            return op(x, scale)
-        phases, dilation = to_phases(x, stride)
-        return from_phases(op(phases, dilation, scale), len(x))
+        return from_phases(op(State(x), scale), len(x))
 
-    ours = run(op, x if kind == "reduce" else wide, scale)
+    ours = run(op, x, scale)
     singles = split(op.state_dict(), make, fan, c)
     scales = scale.chunk(fan)
     expected = torch.cat([run(o, x, s) for o, s in zip(singles, scales, strict=True)], 1)
@@ -301,8 +308,10 @@ def test_conv_bn_is_a_matrix_product_and_a_norm():
 @pytest.mark.parametrize("size", [5, 6])
 def test_pools_leave_the_border_out(size, stride):
     x = double(2, 3, size, size)
-    for pool, reduce in ((max_pool, torch.amax), (avg_pool, torch.mean)):
-        y = pool(x, stride)
+    for name, reduce in (("max_pool_3x3", torch.amax), ("avg_pool_3x3", torch.mean)):
+        y = OPS[name](3, stride, nn.BatchNorm2d)(State(x))  # without BN outside the search
+        normalised = OPS[name](3, stride, BatchStatNorm)(State(x))
+        close(normalised, BatchStatNorm(3)(y))
         for i, j in torch.cartesian_prod(*(torch.arange(0, size, stride),) * 2).tolist():
             window = x[:, :, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
             close(y[:, :, i // stride, j // stride], reduce(window, (2, 3)))

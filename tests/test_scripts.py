@@ -26,9 +26,10 @@ import train_final
 import train_search
 from darts_min import load_network
 from darts_min.architect import architecture_gradient
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import network_to_nni, network_to_quark0
 from darts_min.draw import draw_cell
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, format_genotype, parse_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.judge import signs
 from darts_min.network import Network
 from darts_min.relaxations import Softmax
@@ -993,11 +994,11 @@ MISTAKES = [
     ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/page.pt"], "page.pt"),
     ("eval_pretrained", ["--dataset", "synthetic", "--weights", "DIR/state.pt"], "neither a"),
     ("eval_pretrained", [*WEIGHTS, "--genotype", "DARTS_V1", "--demo"], "missing"),
-    ("train_final", [*FINAL, *V2, "--max-params", "0.0001"], "no number fits"),
+    ("train_final", [*FINAL, *V2, "--max-params", "0.0001"], "times the 0.0001 M allowed"),
     (
         "train_final",
         [*FINAL, *V2, "--max-madds", "0.2", "--init-channels", "16"],
-        "is the largest number that fits",
+        "times the 0.2 M allowed",
     ),
     ("train_final", [*INIT, "--init-channels", "4"], "--init-channels 4: leave it out"),
     ("train_final", [*INIT, "--num-cells", "8"], "--num-cells 8: leave it out"),

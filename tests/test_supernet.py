@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from textbook import TextbookSupernet
 from torch.nn import functional as F
 
 from benchmarks.measure import kept_bytes
@@ -12,6 +11,8 @@ from darts_min.architect import architecture_gradient
 from darts_min.convert.state_dicts import supernet_from_quark0
 from darts_min.genotypes import PRIMITIVES
 from darts_min.supernet import Supernet, edges_by_state
+from tests.textbook import TextbookSupernet
+from tests.textbook_network import TextbookPartialSupernet
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
@@ -19,7 +20,8 @@ close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 
 def make_textbook(seed=0, **sizes):
     torch.manual_seed(seed)
-    textbook = TextbookSupernet(**{"num_classes": 7, "init_channels": 4, "num_cells": 4} | sizes)
+    make = TextbookPartialSupernet if "partial" in sizes else TextbookSupernet
+    textbook = make(**{"num_classes": 7, "init_channels": 4, "num_cells": 4} | sizes)
     for alphas in textbook.alphas():
         alphas.data = torch.randn_like(alphas)
     return textbook.double()

@@ -1,7 +1,6 @@
 """Oracles: what was written; files damaged on purpose, each of which must give one clear line."""
 
 import argparse
-import hashlib
 import os
 import pickle
 import zipfile
@@ -12,8 +11,13 @@ import pytest
 import torch
 
 from darts_min import load_network
-from darts_min.convert.state_dicts import network_to_nni, network_to_quark0, supernet_to_quark0
-from darts_min.convert.weights import DOWNLOADS, Download, names, save_network
+from darts_min.convert import (
+    network_to_nni,
+    network_to_quark0,
+    save_network,
+    supernet_to_quark0,
+)
+from darts_min.convert.weights import names
 from darts_min.genotypes import PUBLISHED, Genotype
 from darts_min.network import Network
 from darts_min.run.files import load_file
@@ -296,52 +300,7 @@ def test_every_flipped_bit_is_noticed(ours, tmp_path):
         assert all(torch.equal(tensor, original[key]) for key, tensor in loaded.items())
 
 
-@pytest.fixture
-def download(network, tmp_path, monkeypatch):
-    """A public file: on this disk, behind a file: address."""
-    torch.save(network_to_quark0(network), tmp_path / "public.pt")
-    digest = hashlib.sha256((tmp_path / "public.pt").read_bytes()).hexdigest()
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setitem(DOWNLOADS, "public", Download((tmp_path / "public.pt").as_uri(), digest))
-    return tmp_path
-
-
-def test_a_named_download_is_kept_in_the_hub_cache(download, network):
-    assert "public" in names()
-    assert same(load_network("public"), network)
-    (download / "public.pt").unlink()
-    assert same(load_network("public"), network)
-    assert (download / "hub" / "checkpoints" / "public.pt").exists()
-
-
-def test_a_changed_download_is_refused(download):
-    load_network("public")
-    path = download / "hub" / "checkpoints" / "public.pt"
-    path.write_bytes(flipped(path.read_bytes(), 1000))
-    with pytest.raises(ValueError, match="public.pt is another file, or damaged: its hash"):
-        load_network("public")
-
-
-def test_a_dead_address_is_named_and_leaves_nothing(download):
-    (download / "public.pt").unlink()
-    with pytest.raises(ValueError, match="could not be downloaded from file:.*give its path"):
-        load_network("public")
-    assert not list((download / "hub").rglob("*.*"))
-
-
-def test_a_download_is_taken_out_of_its_archive(download, network, monkeypatch):
-    with zipfile.ZipFile(download / "public.pt.zip", "w") as archive:
-        archive.write(download / "public.pt", "public.pt")
-    sha1 = hashlib.sha1((download / "public.pt").read_bytes()).hexdigest()
-    url = (download / "public.pt.zip").as_uri()
-    monkeypatch.setitem(DOWNLOADS, "public", Download(url, sha1, "public.pt"))
-    assert same(load_network("public"), network)
-    monkeypatch.setitem(DOWNLOADS, "public", Download(url, sha1, "other.pt"))
-    with pytest.raises(ValueError, match="could not be downloaded .*other.pt"):
-        load_network("public")
-
-
-def test_a_file_of_a_downloads_name_comes_first(download, network, ours, monkeypatch):
+def test_a_file_comes_before_a_shipped_network_of_the_same_name(ours, monkeypatch):
     monkeypatch.chdir(ours.parent)
-    ours.rename("public")
-    assert load_network("public").details == {"classes": list("abcdefghij")}
+    ours.rename(names()[0])
+    assert load_network(names()[0]).details == {"classes": list("abcdefghij")}

@@ -1,9 +1,9 @@
-"""Networks written by other DARTS codes <-> ours.
+"""Convert the state dicts of other DARTS codes to networks and supernets of ours, and back.
 
-"quark0" is the original code, "nni" NNI 3.0. Their state dicts differ from ours in names only (and
-in the supernet, where we keep the edges that leave a state side by side). The prefix `module.` that
-DataParallel leaves and the wrapping of NNI's drop path are taken off when reading; files of PyTorch
-before 0.4.1 lack `num_batches_tracked`, which then counts as 0.
+"quark0" is the original code, "nni" NNI 3.0. Their networks differ from ours in the names of the
+tensors only. In the supernet, one tensor of ours also holds, side by side, what belongs to all the
+edges that leave a state. Reading takes off the prefix `module.` of DataParallel and the wrapping of
+NNI's drop path. Files written before PyTorch 0.4.1 lack `num_batches_tracked`, which becomes 0.
 """
 
 import re
@@ -13,14 +13,24 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, parse_genotype
+from darts_min.convert.genotype_texts import parse_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, reduction_cells
 from darts_min.network import Network
-from darts_min.operations import BatchStatNorm, ConvBN, DilConv, FactorizedReduce, SepConv
+from darts_min.operations import (
+    BatchStatNorm,
+    ConvBN,
+    DilConv,
+    FactorizedReduce,
+    Pool,
+    SepConv,
+    Skip,
+    StridedSkip,
+)
 from darts_min.supernet import Supernet, edges_by_state
 
 StateDict = Mapping[str, Tensor]
 
-# Our layers of an operation -> theirs.
+# For each class of operation: the names of its layers here -> in the original code.
 LAYERS = {
     SepConv: {
         "depthwise1": "1",
@@ -33,20 +43,23 @@ LAYERS = {
     DilConv: {"depthwise": "1", "pointwise": "2", "bn": "3"},
     ConvBN: {"conv": "1", "bn": "2"},
     FactorizedReduce: {"conv1": "conv_1", "conv2": "conv_2", "bn": "bn"},
+    Pool: {},
+    Skip: {},
 }
+LAYERS[StridedSkip] = LAYERS[FactorizedReduce]
 AUXILIARY_HEAD = {
     "conv1": "features.2",
     "bn1": "features.3",
     "conv2": "features.5",
     "bn2": "features.6",
     "classifier": "classifier",
-}
+}  # ours -> theirs
 
 
 def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Supernet:
     """Build our supernet from the original's search weights and `[alphas_normal, alphas_reduce]`.
 
-    Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
+    The sizes follow from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
     state_dict = unwrapped(state_dict)
@@ -92,14 +105,16 @@ def supernet_from_quark0(state_dict: StateDict, alphas: list[Tensor]) -> Superne
 def supernet_to_quark0(supernet: Supernet) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Return the state dict of the original's search network, and `[alphas_normal, alphas_reduce]`.
 
-    Names, order and shapes are the original's. They include BN's running statistics, which no
-    search uses: here 0 and 1, as in a new network. Raises ValueError if the supernet searches over
-    other operations.
+    Names, order and shapes are the original's. The state dict has BN's running statistics too,
+    although no search uses them: they are 0 and 1, as in a new network. Raises a ValueError if the
+    original code has no such supernet.
     """
     if supernet.primitives != PRIMITIVES:
         raise ValueError(f"operations {supernet.primitives}: the original code has {PRIMITIVES}")
     if len(supernet.alphas()) > 2:
-        raise ValueError("a supernet on parts of its channels: the original code has all")
+        raise ValueError(
+            "a supernet on parts of its channels (PC-DARTS): the original code has none"
+        )
     modules = list(_supernet_modules(supernet))
     edges = Counter(name for _, name in modules)
     ours, chunks, state_dict = supernet.state_dict(), {}, {}
@@ -122,10 +137,10 @@ def supernet_to_quark0(supernet: Supernet) -> tuple[dict[str, Tensor], list[Tens
 
 
 def _supernet_modules(supernet: Supernet) -> Iterator[tuple[str, str]]:
-    """Yield the original's modules in its order, each with the module that stands for it here.
+    """Yield the names of the original's modules, in its order, each with the name of ours.
 
-    One of ours stands for several of theirs: it holds the weights of all the edges of a state, in
-    their order.
+    A module of ours stands for several of theirs: it holds the weights of all the edges that leave
+    a state, in the order of the edges.
     """
     yield from (("stem.0", "stem.0"), ("stem.1", "stem.1"))
     states = edges_by_state(supernet.num_nodes)
@@ -138,7 +153,7 @@ def _supernet_modules(supernet: Supernet) -> Iterator[tuple[str, str]]:
             for index, op in enumerate(PRIMITIVES):
                 prefix = f"cells.{k}._ops.{edge}._ops.{index}"
                 if "pool" in op:
-                    yield f"{prefix}.1", f"cells.{k}.mixed_ops.{j}.bn"
+                    yield f"{prefix}.1", f"cells.{k}.mixed_ops.{j}.ops.{op}.bn"
                 elif op in cell.mixed_ops[j].ops:
                     for ours, theirs in _layers(cell.mixed_ops[j].ops[op], "quark0"):
                         yield f"{prefix}.{theirs}", f"cells.{k}.mixed_ops.{j}.ops.{op}.{ours}"
@@ -146,6 +161,10 @@ def _supernet_modules(supernet: Supernet) -> Iterator[tuple[str, str]]:
 
 
 def _layers(operation: nn.Module, form: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each layer of an operation here, and its name in `form`."""
+    if type(operation) not in LAYERS:
+        code = "the original code" if form == "quark0" else "NNI"
+        raise ValueError(f"operation {type(operation).__name__}: {code} does not have it")
     in_sequence = form == "quark0" and not isinstance(operation, FactorizedReduce)
     for ours, theirs in LAYERS[type(operation)].items():
         yield ours, f"op.{theirs}" if in_sequence else theirs
@@ -154,7 +173,7 @@ def _layers(operation: nn.Module, form: str) -> Iterator[tuple[str, str]]:
 def network_from_quark0(state_dict: StateDict, genotype: Genotype) -> Network:
     """Build our network from the state dict of the original's CIFAR or ImageNet network.
 
-    Sizes are read from the shapes. Raises one ValueError that lists every missing, unexpected or
+    The sizes follow from the shapes. Raises one ValueError that lists every missing, unexpected or
     misshapen key.
     """
     state_dict = unwrapped(state_dict)
@@ -165,7 +184,7 @@ def network_from_quark0(state_dict: StateDict, genotype: Genotype) -> Network:
 def network_from_nni(state_dict: StateDict, arch: dict | Genotype) -> Network:
     """Build our network from the state dict of NNI's DARTS space and its architecture dict.
 
-    Errors as in `network_from_quark0`.
+    Raises the same errors as `network_from_quark0`.
     """
     genotype = arch if isinstance(arch, Genotype) else parse_genotype(repr(arch))
     state_dict = unwrapped(state_dict)
@@ -176,7 +195,8 @@ def network_from_nni(state_dict: StateDict, arch: dict | Genotype) -> Network:
 def network_from_pytorchcv(state_dict: StateDict) -> Network:
     """Build our network from the state dict of pytorchcv's `darts`: DARTS_V2 for ImageNet.
 
-    That network is the original's with other names in the same order (without the auxiliary head).
+    That network is the original's without the auxiliary head. Its tensors have other names, but the
+    same order.
     """
     genotype, state_dict = PUBLISHED["DARTS_V2"], unwrapped(state_dict)
     values = [t for key, t in state_dict.items() if not key.endswith("num_batches_tracked")]
@@ -201,29 +221,31 @@ def network_from_pytorchcv(state_dict: StateDict) -> Network:
 def network_to_quark0(network: Network) -> dict[str, Tensor]:
     """Return the network's state dict under the original code's names, in its order.
 
-    The original's ImageNet auxiliary head has no second BN; one that is here is written as NNI's.
+    The original's auxiliary head for ImageNet has no second BN. If `network` has that BN, its name
+    is NNI's. Raises a ValueError that names an operation that the original code does not have.
     """
     return _to_names(network, "quark0")
 
 
 def network_to_nni(network: Network) -> dict[str, Tensor]:
-    """Return the network's state dict under NNI's names (without drop path's wrapping).
+    """Return the network's state dict under NNI's names, without the wrapping of its drop path.
 
-    NNI's auxiliary head always has a second BN; one that is not here is not written.
+    NNI's auxiliary head always has a second BN, which is missing here if `network` has none. Raises
+    a ValueError that names an operation that NNI does not have.
     """
     return _to_names(network, "nni")
 
 
 def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
-    """Yield our modules that hold tensors and their names in `form`, in the order of `form`."""
+    """Yield the name of each module that holds tensors, and its name in `form`, in their order."""
     if network.config["stem"] == "cifar":
         yield from (("stem.0", "stem.0"), ("stem.1", "stem.1"))
     else:
         yield from ((f"stem0.{i}", f"stem0.{i}") for i in (0, 1, 3, 4))
         yield from (("stem1.0", "stem1.1"), ("stem1.1", "stem1.2"))
-    starts = [0, len(network.cells) // 3, 2 * len(network.cells) // 3, len(network.cells)]
+    starts = (0, *reduction_cells(len(network.cells)))  # of NNI's three stages
     for k, cell in enumerate(network.cells):
-        stage = max(s for s in range(3) if starts[s] <= k)
+        stage = max(s for s, start in enumerate(starts) if start <= k)
         prefix = f"cells.{k}" if form == "quark0" else f"stages.{stage}.{k - starts[stage]}"
         for i, preprocess in enumerate((cell.preprocess0, cell.preprocess1)):
             name = f"preprocess{i}" if form == "quark0" else f"preprocessor.pre{i}"
@@ -231,7 +253,7 @@ def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
                 yield f"cells.{k}.preprocess{i}.{ours}", f"{prefix}.{name}.{theirs}"
         for i, edge in enumerate(cell.edges):
             name = f"_ops.{i}" if form == "quark0" else f"ops.{i // 2}.{i % 2}"
-            for ours, theirs in _layers(edge.op, form) if edge.takes_relu else ():
+            for ours, theirs in _layers(edge.op, form):
                 yield f"cells.{k}.edges.{i}.op.{ours}", f"{prefix}.{name}.{theirs}"
     if network.config["auxiliary"]:
         for ours, theirs in AUXILIARY_HEAD.items():
@@ -241,7 +263,7 @@ def _modules(network: Network, form: str) -> Iterator[tuple[str, str]]:
 
 
 def _keys(network: Network, form: str) -> dict[str, str]:
-    """Map their keys to ours, in their order."""
+    """Map the keys of `form` to ours, in the order of `form`."""
     keys = {}
     for ours, theirs in _modules(network, form):
         for leaf in network.get_submodule(ours).state_dict():
@@ -250,14 +272,16 @@ def _keys(network: Network, form: str) -> dict[str, str]:
 
 
 def _to_names(network: Network, form: str) -> dict[str, Tensor]:
+    """Return the state dict of `network` under the names of `form`."""
     state_dict = network.state_dict()
     return {theirs: state_dict[ours] for theirs, ours in _keys(network, form).items()}
 
 
 def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form: str) -> Network:
+    """Build a network from a state dict under the names of `form`."""
     stem = "cifar" if "stem.0.weight" in state_dict else "imagenet"
     first, classifier = _sizes(state_dict, f"stem{'' if stem == 'cifar' else '0'}.0.weight")
-    with torch.device("meta"):  # whatever sizes the file pretends to have
+    with torch.device("meta"):  # wrong sizes in a file then cost no memory
         network = Network(
             genotype,
             num_classes=classifier[0],
@@ -284,7 +308,7 @@ def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form:
 
 
 def unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
-    """Take off the prefix of DataParallel and the wrapping of NNI's drop path."""
+    """Take the prefix of DataParallel and the wrapping of NNI's drop path off the names."""
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): t for key, t in state_dict.items()}
     wrapping = re.compile(r"(stages\.\d+\.\d+\.ops\.\d+\.\d+)\.0\.(?=\d+\.|conv_|bn\.)")
@@ -304,7 +328,7 @@ def _sizes(state_dict: StateDict, first_key: str) -> tuple[torch.Size, torch.Siz
 
 
 def _misfit(state_dict: StateDict, key: str, shape: tuple[int, ...]) -> str | None:
-    """Say what is wrong with the tensor at `key`, if anything is."""
+    """Say what is wrong with the tensor at `key`; None: nothing."""
     if key not in state_dict:
         return f"missing {key}"
     found = tuple(state_dict[key].shape)
@@ -312,10 +336,11 @@ def _misfit(state_dict: StateDict, key: str, shape: tuple[int, ...]) -> str | No
 
 
 def count_distinct(state_dict: StateDict, pattern: str) -> int:
-    """Count what the group of `pattern` is in the keys."""
+    """Count the different texts that the group of `pattern` matches in the keys."""
     return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
 
 
 def _raise(problems: list[str]) -> None:
+    """Raise a ValueError that lists the problems, if there are any."""
     if problems:
         raise ValueError(f"state dict: {len(problems)} keys do not fit: " + "; ".join(problems))

@@ -1,24 +1,24 @@
-"""Files that hold a network: ours, the shipped one, named downloads, and those of other codes."""
+"""Read and write files of networks: ours, the shipped ones, and those of other DARTS codes."""
 
-import hashlib
-import http.client
 import os
-import zipfile
-import zlib
+import re
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlparse
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from darts_min.convert.recognise import form_of, infer_genotype
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import (
+    StateDict,
+    count_distinct,
     network_from_nni,
     network_from_pytorchcv,
     network_from_quark0,
+    unwrapped,
 )
-from darts_min.genotypes import PUBLISHED, format_genotype, parse_genotype
+from darts_min.genotypes import PUBLISHED, Genotype, reduction_cells
 from darts_min.network import Network
 from darts_min.run.files import load_file, to_bytes, write_atomically
 
@@ -26,57 +26,26 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHIPPED = Path(__file__).parent / "pretrained"
 
 
-# RuntimeError: an archive with a password.
-DOWNLOAD_ERRORS = (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-DOWNLOAD_ERRORS += (http.client.HTTPException,)
-
-
-class Download(NamedTuple):
-    """A public file of weights: its address, and what is known of its hash.
-
-    `digest` is a sha1 (40 hexadecimal digits) or the beginning of a sha256; of the file, or of the
-    one `member` of a zip archive.
-    """
-
-    url: str
-    digest: str
-    member: str | None = None
-
-
-# No public file is known by its whole sha256; these are the hashes that their publishers give.
-DOWNLOADS = {
-    # The original's CIFAR-10 network under NNI's names (97.37 %). The address was reported dead in
-    # June 2023 (NNI issue 5614); a copy in the cache or given as a file is read.
-    "nni_darts_v2_cifar10": Download(
-        "https://nni.blob.core.windows.net/nashub/darts-v2-5465b0d2.pth", "5465b0d2"
-    ),
-    # The original's ImageNet network under pytorchcv's names (26.70 % top-1 error).
-    "pytorchcv_darts_v2_imagenet": Download(
-        "https://github.com/osmr/imgclsmob/releases/download/v0.0.118/darts-0874-74f0c7b6.pth.zip",
-        "74f0c7b690cf8bef9b54cc5afc2cb0f2a2a83630",
-        member="darts-0874-74f0c7b6.pth",
-    ),
-}
-
-
 def names() -> list[str]:
-    """List the names that `load_network` knows: first those that need no download."""
-    return [path.stem for path in sorted(SHIPPED.glob("*.pt"))] + list(DOWNLOADS)
+    """List the names of the networks that ship with this package."""
+    return [path.stem for path in sorted(SHIPPED.glob("*.pt"))]
 
 
 def load_network(path_or_name: str | Path, genotype: str | None = None) -> Network:
-    """Load a network of any form as a Network in evaluation mode, in float32, on the CPU.
+    """Load a network from a file of any form: in evaluation mode, in float32, on the CPU.
 
-    Takes a file, one of `names()`, or a run folder of train_final.py. A state dict of another code
-    needs its `genotype` (in any form that `parse_genotype` reads) unless it is a published one that
-    `infer_genotype` recognises; then `.details["inferred"]` is its name, because a cell with the
-    same operations on other states cannot be told from it. Otherwise `.details` are what
-    `save_network` was given. Code in a file is never run. Raises a ValueError of one line if the
-    file is not there, damaged, or of no known form.
+    `path_or_name` is a file, one of `names()`, or a run folder of train_final.py. A state dict of
+    another code holds no genotype. Give it as `genotype`, in any form that `parse_genotype` reads;
+    only a published genotype can be left out, because `infer_genotype` recognises its operations.
+    Then `.details["inferred"]` is its name: a warning that a cell with the same operations on other
+    states looks the same. For a file of ours, `.details` are what `save_network` was given.
+
+    Code in a file is never run. Raises a ValueError of one line if the file does not exist, is
+    damaged, or has no known form.
     """
     path = Path(path_or_name)
     if str(path_or_name) in names() and not os.path.isfile(path):
-        path = _find(str(path_or_name))
+        path = SHIPPED / f"{path_or_name}.pt"
     elif not os.path.exists(path):  # unlike path.exists(), also False for names too long
         raise ValueError(f"network {path}: neither a file nor one of {', '.join(names())}")
     path = path / "network.pt" if path.is_dir() else path
@@ -84,7 +53,7 @@ def load_network(path_or_name: str | Path, genotype: str | None = None) -> Netwo
     try:
         if isinstance(content, dict) and content.get("format") == "darts_min.network":
             if genotype is not None:
-                raise ValueError("it has its own genotype; leave --genotype out")
+                raise ValueError("the file has its own genotype; leave --genotype out")
             return _from_ours(content)
         return _from_state_dict(content, genotype)
     except ValueError as error:
@@ -99,10 +68,11 @@ def save_network(
     details: dict[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the file that `load_network` reads; `details` are plain values kept beside it.
+    """Write the file that `load_network` reads, with `details` beside the network.
 
-    What evaluation on the training data's kind of images needs belongs there: `classes`, `mean`,
-    `std`, `image_size`, `crop` (see `folder.read_image`). `dtype` is that of the stored weights.
+    `details` are plain values. They should hold what evaluation on other images needs: `classes`,
+    `mean`, `std`, `image_size` and `crop` (see `folder.read_image`). `dtype` is the type of the
+    stored weights.
     """
     state_dict = {
         key: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
@@ -119,10 +89,11 @@ def save_network(
 
 
 def _from_ours(content: dict[str, Any]) -> Network:
+    """Build the network that `save_network` wrote; any damage gives a ValueError."""
     try:
         config, state_dict = content["config"], content["state_dict"]
         _check_tensors(state_dict)
-        # Sizes that the tensors do not have are an error, not a reason to fill the memory.
+        # Check the number of cells before a network of that many cells is made.
         in_file = {key.split(".")[1] for key in state_dict if key.startswith("cells.")}
         if config["num_cells"] != len(in_file):
             raise ValueError(f"num_cells {config['num_cells']}, but tensors of {len(in_file)}")
@@ -144,7 +115,7 @@ def _from_ours(content: dict[str, Any]) -> Network:
 
 
 def _from_state_dict(content: Any, genotype: str | None) -> Network:
-    """Read a state dict of quark0's or NNI's, alone or under a usual key of a checkpoint."""
+    """Read a state dict of another code, which may be one of the entries of a checkpoint."""
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -153,7 +124,7 @@ def _from_state_dict(content: Any, genotype: str | None) -> Network:
     if form == "quark0 search":
         raise ValueError(
             "search weights of the original code, not a network; read them in Python with "
-            "darts_min.convert.state_dicts.supernet_from_quark0"
+            "darts_min.convert.supernet_from_quark0"
         )
     if form is None:
         own = any(key.startswith("cells.0.edges.") for key in content)
@@ -179,6 +150,79 @@ def _from_state_dict(content: Any, genotype: str | None) -> Network:
     return network.float()
 
 
+def form_of(state_dict: StateDict) -> str | None:
+    """Tell which code wrote a state dict: "quark0", "quark0 search", "nni", "pytorchcv" or None.
+
+    "quark0" is the original code; "quark0 search" is its supernet.
+    """
+    keys = list(unwrapped(state_dict))
+    if any(key.startswith("stages.") for key in keys):
+        return "nni"
+    if any(key.startswith("features.stage1.unit1.body.") for key in keys):
+        return "pytorchcv"
+    if any(re.match(r"cells\.\d+\._ops\.\d+\._ops\.", key) for key in keys):
+        return "quark0 search"
+    is_quark0 = any(re.match(r"cells\.\d+\.(preprocess1\.op|_ops)\.", key) for key in keys)
+    return "quark0" if is_quark0 else None
+
+
+def infer_genotype(state_dict: StateDict) -> Genotype:
+    """Return the published genotype that has the operations of a quark0 or NNI state dict.
+
+    The shapes of the kernels tell the operations, except pools and identity skips, which have no
+    weights. Nothing tells the states on which the operations are, so that a genotype outside
+    `PUBLISHED` cannot be inferred. Raises a ValueError that names the genotypes if several fit, and
+    the operations if none fits.
+    """
+    cells = _operations(unwrapped(state_dict))
+    fitting = [
+        name
+        for name, genotype in PUBLISHED.items()
+        if all(
+            len(cell) == len(slots)
+            and all(op in ops for (op, _), ops in zip(cell, slots, strict=True))
+            for cell, slots in ((genotype.normal, cells[0]), (genotype.reduce, cells[1]))
+        )
+    ]
+    if len(fitting) > 1:
+        raise ValueError(f"several genotypes fit: {', '.join(fitting)}")
+    if not fitting:
+        normal, reduce = (" ".join("|".join(ops) for ops in slots) for slots in cells)
+        raise ValueError(
+            f"no published genotype has the operations of this state dict (normal: {normal}; "
+            f"reduce: {reduce}), and a state dict does not say on which states they are"
+        )
+    return PUBLISHED[fitting[0]]
+
+
+def _operations(state_dict: StateDict) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Return, for each edge of the normal and the reduction cell, the operations that fit."""
+    quark0 = r"cells\.(?P<cell>\d+)\._ops\.(?P<slot>\d+)\.(op\.)?(?P<layer>\w+)\.weight"
+    nni = r"stages\.(?P<cell>\d+\.\d+)\.ops\.(?P<node>\d+)\.(?P<slot>\d+)\.(?P<layer>\w+)\.weight"
+    num_cells = count_distinct(state_dict, r"cells\.(\d+)\.")
+    reductions = {"1.0", "2.0", *map(str, reduction_cells(num_cells))}  # of NNI, of quark0
+    slots: list[defaultdict[int, dict[str, Tensor]]] = [defaultdict(dict), defaultdict(dict)]
+    for key, tensor in state_dict.items():
+        if match := re.match(quark0, key) or re.match(nni, key):
+            slot = int(match["slot"]) + 2 * int(match.groupdict().get("node", 0))
+            slots[match["cell"] in reductions][slot][match["layer"]] = tensor
+    num_slots = max([8, *(slot + 1 for cell in slots for slot in cell)])
+    if num_slots > 100:
+        raise ValueError(f"state dict: operation {num_slots - 1} of a cell")
+    normal, reduce = ([_operations_of(cell[i]) for i in range(num_slots)] for cell in slots)
+    return normal, reduce
+
+
+def _operations_of(layers: dict[str, Tensor]) -> tuple[str, ...]:
+    """Return the operations that can have these layers, by the original code's names."""
+    if not layers:
+        return "max_pool_3x3", "avg_pool_3x3", "skip_connect"
+    if "1" not in layers:  # conv_1 and conv_2 of a FactorizedReduce
+        return ("skip_connect",)
+    size = (layers["1"].shape or (0,))[-1]
+    return (f"{'sep' if '5' in layers else 'dil'}_conv_{size}x{size}",)
+
+
 def _check_tensors(state_dict: Any) -> None:
     """Raise a ValueError unless `state_dict` maps names to tensors of finite numbers."""
     if not isinstance(state_dict, dict) or not state_dict:
@@ -197,33 +241,3 @@ def _check_tensors(state_dict: Any) -> None:
             raise ValueError(f"{key} is not an ordinary tensor of real numbers ({kind})")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{key} holds values that are not finite")
-
-
-def _find(name: str) -> Path:
-    """Return the file of a name; download it to torch's hub cache if it is not there yet."""
-    if name not in DOWNLOADS:
-        return SHIPPED / f"{name}.pt"
-    url, digest, member = DOWNLOADS[name]
-    archive = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    path = archive.with_name(member or archive.name)
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(archive), progress=False)
-            if member is not None:
-                with zipfile.ZipFile(archive) as opened:
-                    content = opened.read(member)
-                write_atomically(path, content)
-                archive.unlink()
-        except DOWNLOAD_ERRORS as error:
-            raise ValueError(
-                f"network {name} could not be downloaded from {url} ({error}); if you have the "
-                "file, give its path instead of the name"
-            ) from None
-    found = hashlib.new("sha1" if len(digest) == 40 else "sha256", path.read_bytes()).hexdigest()
-    if not found.startswith(digest):
-        raise ValueError(
-            f"network {name}: {path} is another file, or damaged: its hash begins with "
-            f"{found[:8]}, not {digest[:8]}; remove it to download it again"
-        )
-    return path

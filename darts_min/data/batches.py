@@ -1,8 +1,8 @@
-"""Which images come in which batch, with which random numbers.
+"""Choose the images of each batch, and make the random numbers of each batch.
 
-All of it depends on a seed, the epoch and the batch's place in it alone, not on what was drawn
-before. So a run may stop and go on at any batch, on any number of workers, and processes that share
-an epoch need not speak to each other.
+Both depend on the seed, the epoch and the place of the batch in its epoch alone. So a run may stop
+and resume at any batch, with any number of workers, and processes that share an epoch need not
+exchange messages.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,23 @@ def generator_of(*key: int) -> torch.Generator:
 
 
 class Batches:
-    """The indices of each batch of an epoch, and the generator of what is random in it.
+    """Choose the indices of each batch of an epoch, and make a generator for each batch.
 
-    Both depend on `key` and the batch's place only. Shuffled ones leave the incomplete batch out;
-    the others give every index once, in order. `shard` is (rank, number of processes): the batches
-    go round the processes, of shuffled ones equally many to each.
+    `shuffled` batches come in a new order in each epoch, without the incomplete batch. Other
+    batches give every index once, in order. Loaders that share a `seed` differ in their `stream`.
+    `shard` is (rank, number of processes): the processes take turns at the batches, and each gets
+    equally many of the shuffled ones. Raises ValueError if no batch can be filled.
     """
 
     def __init__(
         self,
         num_items: int,
         batch_size: int,
-        key: tuple[int, ...],
-        shuffled: bool,
-        shard: tuple[int, int],
+        *,
+        seed: int = 0,
+        stream: int | None = None,
+        shuffled: bool = False,
+        shard: tuple[int, int] = (0, 1),
     ):
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}: must be at least 1")
@@ -41,7 +44,8 @@ class Batches:
             raise ValueError(
                 f"batch size {batch_size}{of} is larger than the {num_items} images it draws on"
             )
-        self.num_items, self.batch_size, self.key = num_items, batch_size, key
+        self.num_items, self.batch_size = num_items, batch_size
+        self.key = (seed,) if stream is None else (seed, stream)
         self.shuffled, (self.rank, self.world_size) = shuffled, shard
 
     def __len__(self) -> int:
@@ -51,6 +55,7 @@ class Batches:
         return len(range(self.rank, batches, self.world_size))
 
     def epoch(self, number: int, first_batch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+        """Yield the indices (batch_size,) and the generator of each batch from `first_batch` on."""
         order = torch.arange(self.num_items)
         if self.shuffled:
             order = torch.randperm(self.num_items, generator=generator_of(*self.key, number, 0))

@@ -1,8 +1,8 @@
-"""Folders of images: their files, and batches of those that do not fit in memory.
+"""List the images of a folder, read them, and make batches of images that do not fit in memory.
 
-Worker processes read the files in each pass. The augmentation is that of the original code,
-train_imagenet.py. As in data.py, what is random depends on the seed, the epoch and the batch alone:
-it does not depend on the number of workers, and a run may continue with another number.
+Worker processes read the files anew in each epoch. The augmentation is that of the original code's
+train_imagenet.py. Its random numbers depend on the seed, the epoch and the batch alone
+(`batches.py`), not on the number of workers, so that a run may resume with another number.
 """
 
 import os
@@ -23,28 +23,26 @@ IMAGENET_STATISTICS = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 
 
 
 class ImageFiles(NamedTuple):
-    """Paths of images (N,) and labels (N,) int64.
+    """Hold paths of images (N,), labels (N,) int64, and the channels to read: 3 (RGB) or 1 (grey).
 
-    The paths are an array of str: a list of a million would be copied into every worker process,
-    because counting references writes to its memory.
+    The paths are an array of str. Of a list, every worker process would come to own a copy, because
+    counting references writes to the memory that the processes share.
     """
 
     paths: np.ndarray
     labels: Tensor
+    channels: int = 3
 
     def take(self, index: Tensor) -> "ImageFiles":
-        return ImageFiles(self.paths[index.numpy()], self.labels[index])
-
-    @property
-    def channels(self) -> int:
-        return 3
+        return ImageFiles(self.paths[index.numpy()], self.labels[index], self.channels)
 
 
-def find_files(root: str | Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
-    """List `root/train/<class>/*` and `root/test/<class>/*`, by name; also return the classes.
+def find_files(root: str | Path, channels: int = 3) -> tuple[ImageFiles, ImageFiles, list[str]]:
+    """Return the files of `root/train/<class>/*` and `root/test/<class>/*`, and the classes.
 
-    Names that begin with a dot are skipped. Raises ValueError on anything a user can set right, and
-    on a link that leads out of the folder; only `train` and `test` themselves may be such links.
+    Files and classes are in the order of their names; names that begin with a dot are skipped.
+    Raises ValueError on anything that a user can set right, and on a link that leads out of the
+    folder; only `train` and `test` themselves may be such links.
     """
     root = Path(root)
     classes, test_classes = (_class_names(root / part) for part in ("train", "test"))
@@ -59,7 +57,8 @@ def find_files(root: str | Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
         paths = [_image_paths(part / name, inside) for name in classes]
         sizes = torch.tensor([len(of_class) for of_class in paths])
         labels = torch.arange(len(classes)).repeat_interleave(sizes)
-        parts.append(ImageFiles(np.array([p for of_class in paths for p in of_class]), labels))
+        paths = np.array([path for of_class in paths for path in of_class])
+        parts.append(ImageFiles(paths, labels, channels))
     return parts[0], parts[1], classes
 
 
@@ -103,42 +102,65 @@ def _image_paths(folder: Path, inside: tuple[Path, ...]) -> list[str]:
     return sorted(paths)
 
 
-def read_image(path: str | Path, image_size: int | None = None, crop: bool = False) -> np.ndarray:
-    """Read an image as RGB, (H, W, 3) uint8, turned as its EXIF tag says.
+def read_image(
+    path: str | Path, image_size: int | None = None, crop: bool = False, channels: int = 3
+) -> np.ndarray:
+    """Read an image as (H, W, C) uint8, RGB or with one channel grey, turned as its EXIF tag says.
 
-    To a square of `image_size`, where given, it is squeezed; or with `crop`, as the original code
-    does for ImageNet, its middle is cut out, 7/8 of the shorter side. Raises ValueError if it
-    cannot be read, is grey of more than 8 bits, or is larger than Pillow's limit against image
-    bombs.
+    An `image_size` squeezes the image to a square. With `crop` the square is cut out of the middle
+    instead, 7/8 of the shorter side, as the original code does for ImageNet. Raises ValueError if
+    the file cannot be read, is grey of more than 8 bits, or has more pixels than Pillow's limit.
     """
     try:
         with Image.open(path) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                raise ValueError(f"mode {image.mode} has more than 8 bits; save it as 8-bit RGB")
-            image = ImageOps.exif_transpose(image).convert("RGB")
+                raise ValueError(f"mode {image.mode} has more than 8 bits; save it with 8")
+            image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
             if image_size and crop:
                 image = middle(image, image_size)
             elif image_size and image.size != (image_size, image_size):
                 image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
+            return _array_of(image)
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
         raise ValueError(f"image {path} cannot be read: {error}") from None
 
 
+def _array_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).reshape(image.height, image.width, -1)  # (H, W, C), also of grey
+
+
+def is_grey(path: str | Path) -> bool:
+    """Return whether a file says that its image is grey; False if it cannot be opened."""
+    try:
+        with Image.open(path) as image:  # reads no pixels
+            return image.mode in ("1", "L", "LA")
+    except Exception:  # `read_image` says what is wrong with it
+        return False
+
+
 def middle(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize the shorter side to 8/7 of `image_size`, and cut out the square in the middle."""
     from torchvision.transforms import v2  # slow to import, and not needed for other datasets
 
     resize, cut_out = v2.Resize(image_size * 256 // 224), v2.CenterCrop(image_size)
     return cut_out(resize(image))
 
 
-def fits_in_memory(num_images: int, image_size: int, device: torch.device) -> bool:
-    """Return whether so many square RGB images may be held on `device` as one uint8 tensor.
+def fits_in_memory(
+    num_images: int, image_size: int, device: torch.device, channels: int = 3
+) -> bool:
+    """Return whether square images may be held on `device` as one uint8 tensor.
 
-    They may take a quarter of this process's share of the machine's memory, and of the GPU's:
-    loading takes twice their size for a moment, and the network needs room. It is not what happens
-    to be free, so that a run that is resumed decides alike. Where a system does not tell, 8 GiB are
-    assumed.
+    The limit is a quarter of the memory of this process, because the network needs room too. It is
+    of the total memory, not of the free memory, so that a resumed run decides as before.
+    """
+    return num_images * image_size**2 * channels <= memory_of(device) // 4
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of this process's share of the machine's memory, or the GPU's if smaller.
+
+    Where the system does not tell, 8 GiB are assumed.
     """
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -147,17 +169,19 @@ def fits_in_memory(num_images: int, image_size: int, device: torch.device) -> bo
     memory //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's, on this machine
     if device.type == "cuda":
         memory = min(memory, torch.cuda.get_device_properties(device).total_memory)
-    return num_images * image_size**2 * 3 <= memory // 4
+    return memory
 
 
 class FileLoader:
-    """Batches of normalised images (N, 3, H, W) float32 and labels on `device`, read from files.
+    """Yield batches of normalised images (N, C, H, W) float32 and labels on `device`, from files.
 
-    For training (`augment`) the order is shuffled anew in each epoch, incomplete batches are
-    dropped, and images are cropped at random, flipped and changed in colour; otherwise every image
-    comes once, in order, as `read_image` gives it with `crop`. `key` and `shard` are those of
-    `data.Loader`. `num_workers` processes read the files, 0: this one. Raises ValueError where
-    not a single batch can be filled, and during an epoch on an image that cannot be read.
+    With `augment`, for training, each epoch has a new order and leaves out the incomplete batch.
+    Its images are cropped at random, flipped and changed in colour. Without `augment` every image
+    comes once, in order, as `read_image` reads it to `image_size`, with or without `crop`.
+
+    `num_workers` processes read the files; 0 means that this process reads them. `statistics` are
+    those of `Loader`; `seed` and `shard` are those of `Batches`. Raises ValueError if no
+    batch can be filled, and during an epoch on an image that cannot be read.
     """
 
     def __init__(
@@ -165,19 +189,22 @@ class FileLoader:
         files: ImageFiles,
         batch_size: int,
         statistics: tuple[Tensor, Tensor],
+        *,
         image_size: int,
         device: torch.device,
-        key: tuple[int, ...] = (),
+        seed: int = 0,
         augment: bool = False,
         num_workers: int = 4,
         memory_format: torch.memory_format = torch.channels_last,
         shard: tuple[int, int] = (0, 1),
         crop: bool = True,
     ):
-        self.batches = Batches(len(files.labels), batch_size, key, augment, shard)
-        if image_size < 8:
-            raise ValueError(f"image size {image_size}: must be at least 8")
-        self.reader, self.image_size = _Reader(files.paths, image_size, augment, crop), image_size
+        self.batches = Batches(
+            len(files.labels), batch_size, seed=seed, shuffled=augment, shard=shard
+        )
+        if image_size is None or image_size < 8:
+            raise ValueError(f"image size {image_size}: must be at least 8 for images in files")
+        self.reader, self.image_size = _Reader(files, image_size, augment, crop), image_size
         self.labels, self.device, self.num_workers = files.labels, device, num_workers
         self.memory_format = memory_format
         mean, std = (s.to(device) for s in statistics)
@@ -190,7 +217,7 @@ class FileLoader:
         return self.epoch(0)
 
     def epoch(self, number: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the batches of an epoch, from `first_batch` on."""
+        """Yield the batches of an epoch, from `first_batch` on."""
         requests = [
             (index, torch.randint(2**31, index.shape, generator=generator))
             for index, generator in self.batches.epoch(number, first_batch)
@@ -214,10 +241,11 @@ class FileLoader:
 
 
 class _Reader:
-    """Reads and transforms batches; this is what a worker process has of the loader."""
+    """Read and transform whole batches; a worker process gets this part of the loader only."""
 
-    def __init__(self, paths: np.ndarray, image_size: int, augment: bool, crop: bool):
-        self.paths, self.image_size, self.crop, self.transform = paths, image_size, crop, None
+    def __init__(self, files: ImageFiles, image_size: int, augment: bool, crop: bool):
+        self.paths, self.channels = files.paths, files.channels
+        self.image_size, self.crop, self.transform = image_size, crop, None
         if augment:
             from torchvision.transforms import v2
 
@@ -225,25 +253,28 @@ class _Reader:
                 [
                     v2.RandomResizedCrop(image_size),
                     v2.RandomHorizontalFlip(),
+                    # Saturation and hue leave grey images as they are.
                     v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2),
                 ]
             )
 
     def __getitem__(self, request: tuple[np.ndarray, np.ndarray]) -> Tensor | ValueError:
-        """Return the images at `index` (N, H, W, 3) uint8, each transformed under its own seed.
+        """Return the images of a request, (index (N,), seeds (N,)), as (N, H, W, C) uint8.
 
-        An error is returned, not raised: raised in a worker, it would arrive as a traceback.
+        Each is transformed under its own seed. An error is returned, not raised: what a worker
+        raises would arrive as a traceback.
         """
         images = []
         with torch.random.fork_rng(devices=[]):  # with no workers this is the main process
             for path, seed in zip(self.paths[request[0]], request[1], strict=True):
                 try:
                     if self.transform is None:
-                        images.append(read_image(path, self.image_size, self.crop))
+                        images.append(read_image(path, self.image_size, self.crop, self.channels))
                         continue
-                    image = Image.fromarray(read_image(path))
+                    image = read_image(path, channels=self.channels)
                 except ValueError as error:
                     return error
                 torch.default_generator.manual_seed(int(seed))  # torch.manual_seed: also the GPU's
-                images.append(np.asarray(self.transform(image)))
+                image = Image.fromarray(image[..., 0] if self.channels == 1 else image)
+                images.append(_array_of(self.transform(image)))
         return torch.from_numpy(np.stack(images))

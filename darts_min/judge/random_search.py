@@ -1,4 +1,4 @@
-"""Random search with weight sharing (arXiv 1902.07638): which of many cells is the best."""
+"""Choose the best of many random cells by the supernet's weights (arXiv 1902.07638)."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,11 @@ def take_best_path(
     generator: torch.Generator,
     accuracy: Callable[[Supernet, bool], float],
 ) -> None:
-    """Draw cells, rank them with the weights of `model`, and put the best one into its alphas.
+    """Draw cells, rank them by their accuracy with the weights of `model`, and keep the best one.
 
-    `accuracy(path, on_all)` evaluates one: all of them on a part of the images (`on_all` False),
-    the best tenth of them on all images.
+    In the end the alphas of `model` hold the best cell. `accuracy(supernet, on_all)` evaluates one
+    cell: first each cell on some of the images (`on_all` False), then the best tenth of the cells
+    on all images.
     """
     draw = model.relaxation.draw
     paths = [[draw(alphas, generator) for alphas in model.alphas()] for _ in range(candidates)]

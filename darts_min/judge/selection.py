@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.draw import draw_side_by_side
-from darts_min.genotypes import format_genotype, parse_genotype
 from darts_min.run.flags import as_flags, check_same_arguments, data_arguments
 from darts_min.run.run_folder import BEGUN, RunFolder
 

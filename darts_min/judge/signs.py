@@ -1,4 +1,4 @@
-"""Is the cell any good? Signs of a search that goes wrong, read from the supernet."""
+"""Read from the supernet the signs of a search that goes wrong, and decide when to stop it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
@@ -12,16 +12,19 @@ from darts_min.run.machine import Machine
 from darts_min.supernet import Supernet
 
 KINDS = ("normal", "reduce")
+MAX_PRODUCTS = 30  # of the Hessian with a vector; about ten are usual
+# Early stopping takes the genotype of this many eigenvalues before the newest one.
+LOOK_BACK = 6
 
 
 def signs_of_collapse(model: Supernet, genotype: Genotype) -> dict[str, float]:
-    """Return what the alphas and the genotype say, by the names that reports show."""
+    """Return all signs that the alphas and the genotype show, by their names in reports."""
     disagreements = {"edges on which the rules disagree": rule_disagreements(model)}
     return count_skips(genotype) | mixture_signs(model, genotype) | disagreements
 
 
 def count_skips(genotype: Genotype) -> dict[str, int]:
-    """Count the skip connections; 2 in a normal cell are usual, more a bad sign (DARTS+)."""
+    """Count the skip connections: more than 2 in a normal cell are a bad sign (DARTS+)."""
     return {
         f"skips in the cell/{kind}": [op for op, _ in getattr(genotype, kind)].count("skip_connect")
         for kind in KINDS
@@ -30,12 +33,14 @@ def count_skips(genotype: Genotype) -> dict[str, int]:
 
 @torch.no_grad()
 def mixture_signs(model: Supernet, genotype: Genotype) -> dict[str, float]:
-    """Say how decided the mixtures are, for each kind of cell.
+    """Return three signs of how decided the mixtures are, for each kind of cell.
 
-    The mean weight of `none` on all edges, the mean entropy of the kept edges, and how far the best
-    operation of a kept edge is ahead of the second best one other than `none`: the smallest of
-    those leads. Weights are shares of their edge's, which do not add up to 1 in FairDARTS and
-    PC-DARTS.
+    - weight of none: the mean over all edges
+    - entropy of kept edges: the mean over the edges that the genotype keeps
+    - smallest lead: on a kept edge, the weight of the best operation minus that of the second best,
+      both other than `none`; the smallest over the kept edges
+
+    The weights of an edge are divided by their sum, which is not 1 in FairDARTS and PC-DARTS.
     """
     signs = {}
     for kind, mix in zip(KINDS, model.mixtures(), strict=True):
@@ -52,22 +57,25 @@ def mixture_signs(model: Supernet, genotype: Genotype) -> dict[str, float]:
 
 
 def rule_disagreements(model: Supernet) -> int:
-    """Count the edges of both cells that only one of the rules "darts" and "nni" would keep so."""
-    darts, nni = model.genotype("darts"), model.genotype("nni")
+    """Count the edges that the rules "darts" and "nni" choose differently, over both cells.
+
+    An edge counts if the rule "darts" keeps it and the rule "nni" does not keep it with the same
+    operation.
+    """
     count = 0
     for kind in KINDS:
-        cells = (getattr(genotype, kind) for genotype in (darts, nni))
-        a, b = (set(zip(kept_edges(cell), cell, strict=True)) for cell in cells)
-        count += len(a - b)
+        cells = (getattr(model.genotype(rule), kind) for rule in ("darts", "nni"))
+        darts, nni = (set(zip(kept_edges(cell), cell, strict=True)) for cell in cells)
+        count += len(darts - nni)
     return count
 
 
 @torch.no_grad()
 def discretised(model: Supernet, genotype: Genotype) -> Supernet:
-    """Return a supernet of the same weights that mixes in the operations of `genotype` alone.
+    """Return a supernet with the same weights that computes the operations of `genotype` alone.
 
-    Each has weight 1, as in the network that will be trained; the others are not computed. The two
-    supernets share their parameters.
+    Each of them has mixture weight 1, as in the network that will be trained. The two supernets
+    share their parameters.
     """
     discrete = copy(model)
     discrete.fixed_mixtures = []
@@ -86,22 +94,23 @@ def largest_eigenvalue(
     batch: tuple[Tensor, Tensor],
     average: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
     tolerance: float = 0.01,
-    max_products: int = 30,
 ) -> float:
-    """Return the largest eigenvalue of the Hessian of the loss of `batch` in alpha, at these w.
+    """Return the largest eigenvalue of the Hessian in alpha of the loss of `batch`, at these w.
 
-    It grows before a search collapses (RobustDARTS, arXiv 1909.09656, Sec. 4). By Lanczos' method
-    with exact Hessian-vector products, until its error is at most `tolerance` of it. `average`
-    takes the mean of tensors over the processes that share the batch.
+    The eigenvalue grows before a search collapses (RobustDARTS, arXiv 1909.09656, Sec. 4). The
+    method of Lanczos with exact Hessian-vector products runs until its error is at most `tolerance`
+    times the eigenvalue. `average` takes the mean of tensors over the processes that share the
+    batch.
     """
-    named = dict(model.named_parameters())
-    ids = {id(alpha): i for i, alpha in enumerate(model.alphas())}
-    names = sorted((n for n, p in named.items() if id(p) in ids), key=lambda n: ids[id(named[n])])
-    alphas = {name: named[name].detach().requires_grad_() for name in names}
-    fixed = {name: p.detach() for name, p in named.items() if name not in alphas}
+    ids, alphas, fixed = {id(alpha) for alpha in model.alphas()}, {}, {}
+    for name, p in model.named_parameters():
+        if id(p) in ids:
+            alphas[name] = p.detach().requires_grad_()
+        else:
+            fixed[name] = p.detach()
     inputs, target = batch
     training = model.training
-    model.eval()  # the mean mixture, where a relaxation draws
+    model.eval()  # a relaxation that draws gives its mean mixture
     with torch.enable_grad():
         loss = loss_fn(functional_call(model, {**fixed, **alphas}, (inputs,)), target)
         grads = torch.autograd.grad(loss, alphas.values(), create_graph=True)
@@ -113,26 +122,28 @@ def largest_eigenvalue(
         average(rows)
         return torch.cat([row.flatten() for row in rows]).double()
 
-    # Softmax does not mind a constant: a start in the range of the Hessian has none.
-    v = torch.randn(gradient.numel(), generator=torch.Generator().manual_seed(0)).double()
-    v = v.to(gradient.device)
-    basis, diagonal, beside = [v / v.norm()], [], []
+    # Lanczos: in the `basis`, the Hessian is a tridiagonal matrix.
+    start = torch.randn(gradient.numel(), generator=torch.Generator().manual_seed(0)).double()
+    start = start.to(gradient.device)
+    basis, diagonal, off_diagonal = [start / start.norm()], [], []
     while True:
-        w = product(basis[-1])
-        diagonal.append(torch.dot(w, basis[-1]))
+        rest = product(basis[-1])
+        diagonal.append(torch.dot(rest, basis[-1]))
         known = torch.stack(basis)
-        for _ in range(2):  # twice is enough
-            w = w - known.t() @ (known @ w)
-        size = w.norm()
-        t = torch.diag(torch.stack(diagonal))
-        if beside:
-            t += torch.diag(torch.stack(beside), 1) + torch.diag(torch.stack(beside), -1)
-        values, vectors = torch.linalg.eigh(t)
+        for _ in range(2):  # twice, because of rounding errors
+            rest = rest - known.t() @ (known @ rest)
+        size = rest.norm()
+        tridiagonal = torch.diag(torch.stack(diagonal))
+        if off_diagonal:
+            beside = torch.stack(off_diagonal)
+            tridiagonal += torch.diag(beside, 1) + torch.diag(beside, -1)
+        values, vectors = torch.linalg.eigh(tridiagonal)
         error = size * vectors[-1, -1].abs()
-        if error <= tolerance * values[-1].abs() or len(basis) == max_products or size == 0:
+        is_found = error <= tolerance * values[-1].abs() or size == 0
+        if is_found or len(basis) == MAX_PRODUCTS:
             return values[-1].item()
-        beside.append(size)
-        basis.append(w / size)
+        off_diagonal.append(size)
+        basis.append(rest / size)
 
 
 def eigenvalue_that_fits(
@@ -144,8 +155,8 @@ def eigenvalue_that_fits(
 ) -> tuple[float | None, int]:
     """Return the largest eigenvalue of the first `images` of a batch, and their number.
 
-    Where memory ends, half as many are tried, and so on; None if it does not hold two. Of several
-    processes, which must compute alike, one that runs out of memory raises the error.
+    If memory ends, half as many images are tried, and so on; None if it does not hold two images.
+    Several processes must compute the same, so that there a lack of memory is an error.
     """
     while images > 1:
         part = batch[0][:images], batch[1][:images]
@@ -154,27 +165,23 @@ def eigenvalue_that_fits(
         except RuntimeError as error:
             if machine.world_size > 1 or not is_out_of_memory(error):
                 raise
-        images //= 2  # out here, the error no longer holds the tensors
+        images //= 2  # outside `except`, where the error no longer holds the tensors
     return None, 0
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether `error` is PyTorch's for a GPU, or for the CPU, without memory."""
+    """Tell whether PyTorch raised `error` because the GPU or the CPU has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-# The genotype that early stopping takes is so many eigenvalues older than the newest one.
-LOOK_BACK = 6
-
-
 def should_stop(eigenvalues: Sequence[float | None], every: int = 1) -> bool:
-    """Apply the early stopping of RobustDARTS (Sec. 4.3, as in its code) after the newest epoch.
+    """Decide after an epoch whether to stop, by RobustDARTS' rule (Sec. 4.3, as in its code).
 
-    `eigenvalues` are those of the epochs 0, `every`, 2 * `every`, ...; None where one is missing.
-    With e the newest epoch and a mean over five eigenvalues in a row: stop if the mean that ends
-    with e is more than 1.3 times the mean that ends four eigenvalues earlier. The genotype to take
-    is that of epoch e - `LOOK_BACK` * `every`, in the middle of the earlier five; before that one
-    is epoch 10, the search goes on.
+    `eigenvalues` are those of the epochs 0, `every`, 2 * `every`, ...; None stands for one that is
+    missing. Stop if the mean of the newest five eigenvalues is more than 1.3 times the mean of the
+    five that end four eigenvalues earlier. Then take the genotype of `LOOK_BACK` eigenvalues ago,
+    in the middle of the earlier five. If that genotype is of an epoch before 10, the search goes
+    on.
     """
     window, delta, factor, first_epoch = 5, 4, 1.3, 10
     newest = len(eigenvalues) - 1
