@@ -189,6 +189,11 @@ def load_halves(
         with machine.first_alone():
             dataset = load_dataset(*where, channels=args.channels)
     train, generator = dataset.train, torch.Generator().manual_seed(args.seed)
+    image_size = train.images.size(1)
+    if args.stem == "imagenet" and image_size <= 32:  # BN in the last cells would see one pixel
+        raise ValueError(
+            f"--stem imagenet: needs --image-size above 32, the images have {image_size}"
+        )
     if args.subset is not None:
         train = balanced_subset(train, args.subset, generator)
     make_loader = partial(

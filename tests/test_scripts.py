@@ -28,6 +28,7 @@ from darts_min import load_network
 from darts_min.architect import architecture_gradient
 from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import network_to_nni, network_to_quark0
+from darts_min.data import synthetic_dataset
 from darts_min.draw import draw_cell
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.judge import signs
@@ -510,6 +511,81 @@ def test_every_method_and_space_searches(tmp_path, arguments):
     assert ("largest eigenvalue" in signs) == (result["args"]["hessian_every"] > 0)
 
 
+def test_a_dataset_of_ones_own_gives_what_its_name_gives(runs, tmp_path):
+    folder, search, final, evaluation = runs
+    dataset = synthetic_dataset(0, 8)
+    # Without the flags --dataset and --image-size, which come first.
+    found = train_search.main(
+        [*SEARCH[4:], "--epochs", "2", "--out-dir", f"{tmp_path}/search"], dataset
+    )
+    trained = train_final.main(
+        [*FINAL[4:], "--epochs", "2", "--genotype", found["out_dir"]]
+        + ["--out-dir", f"{tmp_path}/final"],
+        dataset,
+    )
+    for one, other in ((found, search), (trained, final)):
+        for a, b in zip(one["history"], other["history"], strict=True):
+            assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    weights = ["--weights", f"{tmp_path}/final/network.pt"]
+    evaluated = eval_pretrained.main([*weights, "--out-dir", f"{tmp_path}/eval"], dataset)
+    assert evaluated["accuracy"] == evaluation["accuracy"]
+    # The next command must not name a dataset in place of the caller's.
+    for name, command in (
+        ("search", f"train_final.main({['--genotype', found['out_dir']]}, dataset=...)"),
+        ("final", f"eval_pretrained.main({weights}, dataset=...)"),
+    ):
+        last = (tmp_path / name / "log.txt").read_text().splitlines()[-1]
+        assert last == f"next: {command}"
+    with pytest.raises(ValueError, match="--dataset: leave it out, the dataset is the caller's"):
+        train_search.main(SEARCH, dataset)
+
+
+def test_an_interrupted_search_on_a_dataset_of_ones_own_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "signal", 15)
+    with pytest.raises(SystemExit):
+        train_search.main([*SEARCH[4:], "--out-dir", f"{tmp_path}/run"], synthetic_dataset(0, 8))
+    arguments = [*SEARCH[4:], "--out-dir", f"{tmp_path}/run", "--resume"]
+    last = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
+    assert last.endswith(f"continue with: train_search.main({arguments}, dataset=...)")
+
+
+@pytest.mark.parametrize("script", [train_search, train_final, eval_pretrained])
+def test_channels_reach_the_dataset_and_the_next_command(tmp_path, monkeypatch, script):
+    def spy(*arguments, channels):
+        raise Killed(channels)
+
+    monkeypatch.setattr(script, "load_dataset", spy)
+    arguments = ["--dataset", "folder", "--data-dir", "D", "--channels", "1", "--image-size", "32"]
+    more = ["--genotype", "DARTS_V1"] if script is train_final else []
+    with pytest.raises(Killed, match="1"):
+        script.main([*arguments, *more])
+    if script is train_search:
+        command = train_search.next_command(train_search.parse_args(arguments), Path("R"))
+        flags = "--dataset folder --data-dir D --image-size 32 --channels 1 --genotype R"
+        assert command == f"python train_final.py {flags}"
+
+
+def test_a_search_with_the_stem_for_large_images_is_trained_with_it(tmp_path):
+    arguments = [*SEARCH[4:], "--dataset", "synthetic", "--image-size", "33", "--stem", "imagenet"]
+    train_search.main([*arguments, "--fast-dev-run", "--out-dir", f"{tmp_path}/run"])
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    strides = sum(name.startswith("stem") and tensor.dim() == 4 for name, tensor in state.items())
+    assert strides == 3  # convolutions; the stem for CIFAR has one
+    last = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
+    assert "train_final.py --dataset synthetic" in last and " --stem imagenet " in last
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_epoch(tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("conv_9x9")
+
+    monkeypatch.setattr(train_search, "draw_cell", fail)
+    arguments = [*SEARCH, "--epochs", "2", "--out-dir", f"{tmp_path}/run"]
+    assert len(train_search.main(arguments)["history"]) == 2
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("warning: drawing failed: KeyError: 'conv_9x9'; going on\n") == 2
+
+
 @pytest.mark.slow
 def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
     arguments = [*SEARCH, "--epochs", "1", "--seeds", "3", "1", "2", "--select-epochs", "1"]
@@ -937,6 +1013,8 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--w-optimizer", "adam", "--w-momentum", "0.5"], "-optimizer sgd"),
     ("train_search", [*SEARCH, "--select-epochs", "5"], "--select-epochs: only with --seeds"),
     ("train_search", [*SEARCH, "--seeds", "1", "--seed", "2"], "--seed and --seeds: one or"),
+    ("train_search", [*SEARCH, "--stem", "imagenet"], "--image-size above 32, the images have 8"),
+    ("train_search", [*SEARCH, "--channels", "1"], "--channels: only with --dataset folder, not"),
     ("train_search", [*SEARCH, "--w-nesterov", "--order", "2"], "--order 2: its virtual step"),
     ("train_search", [*SEARCH, "--w-nesterov", "--w-momentum", "0"], "--w-nesterov: needs a"),
     ("train_final", [*FINAL, *V2, "--w-lr-decay", "0.9"], "only with --w-schedule exponential"),
