@@ -79,7 +79,8 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add = flags.add_run_flags(parser, "runs/eval", demo)
     add("--image", nargs="+", metavar="FILE", help="classify these pictures instead of a dataset")
     add("--export", metavar="DIR", help="write the network in other forms, evaluate nothing")
-    add = flags.add_data_flags(parser, batch_size=256, subset="test")
+    size = "the size of the network's training images"
+    add = flags.add_data_flags(parser, batch_size=256, subset="test", image_size=size)
     flags.add_file_flags(add)
     add = parser.add_argument_group("network").add_argument
     add("--weights", default=SHIPPED, help="a published name, a network file of any form, or a run")
