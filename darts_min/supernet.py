@@ -267,7 +267,7 @@ class Supernet(nn.Module):
         mixes = [mix.index_select(0, self.edge_order) for mix in mixes]
         chosen = [None, None]
         if self.fixed_mixtures is not None or (self.training and self.relaxation.is_sparse):
-            chosen = [(mix != 0).tolist() for mix in mixes]
+            chosen = (torch.stack(mixes) != 0).tolist()  # in one transfer from a GPU
         elif self.allowed is not None:
             chosen = self.allowed[:, self.edge_order].tolist()
         drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
