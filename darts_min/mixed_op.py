@@ -32,8 +32,9 @@ class MixedOp(nn.Module):
             {n: OPS[n](channels, stride, BatchStatNorm, fan) for n in primitives if n != "none"}
         )
         self.shared = [n for n, op in self.ops.items() if getattr(op, "is_shared", False)]
-        columns = torch.tensor([primitives.index(n) for n in self.shared], dtype=torch.long)
-        self.register_buffer("shared_columns", columns, persistent=False)
+        self.shared_columns = [primitives.index(n) for n in self.shared]
+        self.wide = [n for n in self.ops if n not in self.shared]
+        self.wide_columns = [primitives.index(n) for n in self.wide]
 
     def forward(
         self, x: Tensor, mix: Tensor, scale: Tensor, chosen: Chosen, drop_path_prob: Tensor | None
@@ -59,23 +60,25 @@ class MixedOp(nn.Module):
 
     def all_operations(self, state: State, mix: Tensor, scale: Tensor) -> list[list[Tensor]]:
         """Compute sum_o mix_o * o(x) for all edges."""
-        weighted, in_phases, shared = [], [], []
-        scales = dict(zip(self.primitives, scale, strict=True))
-        for name, op in self.ops.items():
-            # Eq. 2: sum_o mix_o * o(x). An operation applies mix_o itself, unless edges share it.
-            if name not in self.shared:
-                y = op(state, scales[name])
+        outputs: list[list[Tensor]] = [[] for _ in range(self.fan)]
+
+        def add(edges: Sequence[Tensor]) -> None:
+            for of_edge, y in zip(outputs, edges, strict=True):
+                of_edge.append(y)
+
+        # Eq. 2: sum_o mix_o * o(x). An operation with weights multiplies with mix_o itself.
+        weighted, in_phases = [], []
+        if self.wide:
+            for name, mix_o in zip(self.wide, take(scale, self.wide_columns), strict=True):
+                y = self.ops[name](state, mix_o)
                 (weighted if y.size(0) == state.x.size(0) else in_phases).append(y)
-        if in_phases:
-            weighted.append(from_phases(total(in_phases), state.x.size(0)))
-        outputs = [[] for _ in range(self.fan)]
-        if weighted:
-            outputs = [[y] for y in total(weighted).chunk(self.fan, dim=1)]
+            if in_phases:
+                weighted.append(from_phases(total(in_phases), state.x.size(0)))
+            add(total(weighted).chunk(self.fan, dim=1))
+        # What edges share is multiplied by the mix_o of all edges in one matrix product.
         if self.shared:
             shared = [self.ops[name](state) for name in self.shared]
-            sums = weighted_sums(mix.index_select(1, self.shared_columns), shared)
-            for of_edge, y in zip(outputs, sums, strict=True):
-                of_edge.append(y)
+            add(weighted_sums(take(mix, self.shared_columns, dim=1), shared))
         return outputs
 
     def chosen_operations(
@@ -115,7 +118,11 @@ def on_edges(op: nn.Module, fan: int, edges: Sequence[int]) -> Callable[..., Ten
     return lambda *inputs: functional_call(op, parameters, inputs)
 
 
-def take(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return rows of `x`. Indexing with a list would make CUDA wait for the list's copy."""
-    parts = [x.narrow(0, row, 1) for row in rows]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def take(x: Tensor, indices: Sequence[int], dim: int = 0) -> Tensor:
+    """Return `x` at ascending `indices`; a view if they are adjacent.
+
+    Indexing with a list would make CUDA wait for the list's copy.
+    """
+    if indices[-1] - indices[0] == len(indices) - 1:
+        return x.narrow(dim, indices[0], len(indices))
+    return torch.cat([x.narrow(dim, i, 1) for i in indices], dim)

@@ -73,7 +73,7 @@ class Cell(nn.Module):
 def drop_path(x: Tensor, prob: Tensor) -> Tensor:
     """Zero whole samples of `x` (N, C, H, W) with probability `prob`, and scale up the others."""
     keep = torch.rand(x.size(0), 1, 1, 1, device=x.device) >= prob
-    return x * keep / (1 - prob)
+    return x * (keep.to(x.dtype) / (1 - prob))
 
 
 class AuxiliaryHead(nn.Module):
