@@ -244,8 +244,8 @@ def make_steps(
     args: argparse.Namespace, model: Supernet, machine: Machine, steps_per_epoch: int
 ) -> tuple[Step, Step]:
     """Make the steps of w and of alpha, with their optimizers."""
-    what = model, model.weights(), machine, steps_per_epoch
-    w_step = make_w_step(args, *what, nesterov=args.w_nesterov)
+    weights, nesterov = model.weights(), args.w_nesterov
+    w_step = make_w_step(args, model, weights, machine, steps_per_epoch, nesterov=nesterov)
     alpha_optimizer = torch.optim.Adam(
         model.alphas(), args.alpha_lr, args.alpha_betas, weight_decay=args.alpha_weight_decay
     )
@@ -254,7 +254,9 @@ def make_steps(
     return w_step, Step(alpha_optimizer, model, machine, w_step.guard, can_scale=can_scale)
 
 
-def schedule(done: float, model: Supernet, loaders: Iterable[Loader], drop_path_prob: float):
+def schedule(
+    done: float, model: Supernet, loaders: Iterable[Loader], drop_path_prob: float
+) -> None:
     """Set what changes linearly from the first epoch (`done` 0) to the last one (1)."""
     model.relaxation.at(done)
     model.drop_path_prob = done * drop_path_prob  # and cutout: arXiv 1909.09656, Sec. 5
@@ -282,7 +284,7 @@ def train_epoch(
     def penalty(alphas):
         return alpha_step.scale(model.relaxation.penalty(alphas))
 
-    more = grad_accum, penalty
+    more = grad_accum, penalty  # in how many parts to take a batch, and a summand of L_val
     for train_batch, val_batch in batches:
         # Alg. 1, line 1: update alpha by descending
         # grad_alpha L_val(w - xi grad_w L_train(w, alpha), alpha).
