@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from darts_min.data.batches import Batches
+from darts_min.data.batches import Batches, to_device
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 IMAGENET_STATISTICS = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -236,7 +236,7 @@ class FileLoader:
             # Normalised here, because bytes are a quarter of what the workers would have to send.
             images = images.to(self.device, non_blocking=True).float()
             x = torch.addcmul(self.shift, images, self.scale).permute(0, 3, 1, 2)
-            target = self.labels[index].to(self.device, non_blocking=True)
+            (target,) = to_device([self.labels[index]], self.device)
             yield x.contiguous(memory_format=self.memory_format), target
 
 
