@@ -16,7 +16,7 @@ import train_search
 from darts_min.architect import architecture_gradient
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype
 from darts_min.network import Network
-from darts_min.run.machine import choose_autocast, choose_device, compile_cells, keep_freed_memory
+from darts_min.run.machine import Machine, choose_autocast, choose_device, keep_freed_memory
 from darts_min.supernet import Supernet
 
 RUN = ["--dataset", "synthetic", "--image-size", "16", "--subset", "80", "--batch-size", "40"]
@@ -127,11 +127,11 @@ def test_bf16_on_a_cpu_without_it_is_warned_of(monkeypatch, recwarn, capability,
 
 
 def compile_and_count(monkeypatch, network, **how):
-    """Let `compile_cells` compile for a backend that counts the graphs; return it."""
+    """Let `Machine.compile_cells` compile for a backend that counts the graphs; return it."""
     counter, compiles = CompileCounter(), torch.nn.Module.compile
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.Module, "compile", partialmethod(compiles, backend=counter, **how))
-        compile_cells(network)
+        Machine("cpu", compile=True).compile_cells(network)
     return counter
 
 

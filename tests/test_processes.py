@@ -9,7 +9,6 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,12 +22,11 @@ from darts_min.data.datasets import Loader, channel_statistics, synthetic_datase
 from darts_min.genotypes import PUBLISHED, Genotype, unused_states
 from darts_min.network import Network
 from darts_min.run.evaluation import evaluate
-from darts_min.run.processes import Processes
-from darts_min.run.step import FiniteGuard
+from darts_min.run.machine import Machine
+from darts_min.run.step import FiniteGuard, Step
 from darts_min.supernet import Supernet
 
 ROOT = Path(train_search.__file__).parent
-CPU = torch.device("cpu")
 DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "80", "--batch-size", "10"]
 SIZES = ["--init-channels", "2", "--num-cells", "3"]
 SEARCH = [*DATA, *SIZES, "--num-nodes", "2", "--hessian-every", "0"]
@@ -68,10 +66,10 @@ def both_gradients(rank):
 
 
 def averaged_gradients(rank, folder):
-    processes = Processes(CPU)
+    machine = Machine("cpu")
     alpha, w = both_gradients(rank)
-    processes.average(alpha)
-    processes.average(w)
+    machine.average(alpha)
+    machine.average(w)
     return alpha + w
 
 
@@ -89,25 +87,15 @@ def overflow_in_one(rank, folder):
     if rank == 1:
         model.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
     before = [w.detach().clone() for w in model.weights()]
+    machine = Machine("cpu", amp="fp16")
+    machine.autocast = nullcontext
     optimizer = torch.optim.SGD(model.weights(), 0.1)
-    scaler = torch.amp.GradScaler("cpu")
-    progress = SimpleNamespace(
-        processes=Processes(CPU), guard=FiniteGuard(skip=False), add=lambda results: None
-    )
-    train_search.train_epoch(
-        model,
-        [(part(rank), part(rank))],
-        (optimizer, None),
-        torch.optim.lr_scheduler.ConstantLR(optimizer),
-        (scaler, scaler),
-        nullcontext,
-        progress,
-        xi=0.0,
-        train_alpha=False,
-        args=SimpleNamespace(grad_accum=1, w_grad_clip=5.0),
-    )
+    step = Step(optimizer, model, machine, FiniteGuard(skip=False), grad_clip=5.0)
+    batches = [(part(rank), part(rank))]
+    for _ in train_search.train_epoch(model, batches, step, None, machine):
+        pass
     changed = sum(not torch.equal(*pair) for pair in zip(before, model.weights(), strict=True))
-    return changed, scaler.get_scale()
+    return changed, step.scaler.get_scale()
 
 
 def test_an_fp16_overflow_in_one_process_skips_the_step_of_all(tmp_path):
@@ -117,7 +105,7 @@ def test_an_fp16_overflow_in_one_process_skips_the_step_of_all(tmp_path):
 def wrapped_gradients(rank, folder):
     torch.manual_seed(0)
     network = Network(PUBLISHED["DARTS_V2"], init_channels=2, num_cells=3, auxiliary=False)
-    model = Processes(CPU).wrap(network)
+    model = Machine("cpu").distribute(network)
     x, target = part(rank)
     F.cross_entropy(model(x), target).backward()
     return [p.grad for p in network.parameters()]
@@ -140,7 +128,7 @@ def steps_of_loose_ends(rank, folder):
     torch.manual_seed(0)
     cell = tuple(("sep_conv_3x3", j) for j in (0, 1, 0, 1))  # the first node goes nowhere
     network = Network(Genotype(cell, [3], cell, [3]), 10, 2, 3, auxiliary=False)
-    model = Processes(CPU).wrap(network, any(unused_states(network.genotype).values()))
+    model = Machine("cpu").distribute(network, any(unused_states(network.genotype).values()))
     x, target = part(rank)
     for _ in range(2):  # DDP fails in the second
         network.zero_grad()
@@ -157,12 +145,12 @@ def test_a_cell_with_loose_ends_is_trained_by_two_processes(tmp_path):
 
 def accumulated_gradients(rank, folder):
     torch.manual_seed(0)
-    processes = Processes(CPU)
-    model = processes.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)))
+    machine = Machine("cpu")
+    model = machine.distribute(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)))
     sent = []
     model.register_comm_hook(None, lambda _, bucket: (sent.append(1), averaged(bucket))[1])
     x, target = part(rank)
-    with processes.without_averaging(model):
+    with machine.without_averaging(model):
         (F.cross_entropy(model(x[:2]), target[:2]) / 2).backward()
     assert sent == []
     (F.cross_entropy(model(x[2:]), target[2:]) / 2).backward()
@@ -196,8 +184,8 @@ def evaluation(shard, total):
 
 
 def shared_evaluation(rank, folder):
-    processes = Processes(CPU)
-    return evaluation(processes.shard, processes.sum)
+    machine = Machine("cpu")
+    return evaluation(machine.shard, machine.sum)
 
 
 def test_evaluation_counts_every_image_once(tmp_path):
@@ -239,8 +227,7 @@ def test_processes_stay_bit_identical_through_a_whole_run(tmp_path, script):
     assert all(torch.equal(first[key], second[key]) for key in first)
     folder = tmp_path / ("search" if script is whole_search else "final")
     saved = torch.load(folder / "last.pt", weights_only=True)
-    model = saved["model" if script is whole_search else "network"]
-    assert all(torch.equal(first[key], model[key]) for key in first)
+    assert all(torch.equal(first[key], saved["model"][key]) for key in first)
     images = saved["history"][-1]
     assert len(saved["history"]) == 2 and 0 <= images["train_accuracy"] <= 1
 
@@ -260,8 +247,8 @@ def torchrun(arguments, **environment):
 
 DIES = """
 import os, runpy, signal, sys
-from darts_min.run import folder
-save = checkpoint.RunFolder.save_checkpoint
+from darts_min.run import run_folder
+save = run_folder.RunFolder.save_checkpoint
 saves = 0
 def save_and_die(run, *state):
     global saves
@@ -269,7 +256,7 @@ def save_and_die(run, *state):
     saves += 1
     if saves == 3 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.RunFolder.save_checkpoint = save_and_die
+run_folder.RunFolder.save_checkpoint = save_and_die
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -295,9 +282,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes(tmp_path, scrip
     ]
     for a, b in zip(*(state["history"] for state in states), strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
-    for model in {"network", "model"} & set(states[0]):
-        for name, tensor in states[0][model].items():
-            assert torch.equal(tensor, states[1][model][name])
+    for name, tensor in states[0]["model"].items():
+        assert torch.equal(tensor, states[1]["model"][name])
     # With another number of processes it goes on as well, if not bit by bit.
     one = subprocess.run(
         [sys.executable, script, *arguments, "--epochs", "3", "--resume"],

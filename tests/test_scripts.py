@@ -12,7 +12,6 @@ import runpy
 import shlex
 import shutil
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,16 +28,17 @@ from darts_min import load_network
 from darts_min.architect import architecture_gradient
 from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import network_to_nni, network_to_quark0
+from darts_min.data import synthetic_dataset
 from darts_min.draw import draw_cell
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.judge import signs
 from darts_min.network import Network
-from darts_min.relaxations import Gumbel, Softmax
-from darts_min.run.processes import Processes
+from darts_min.relaxations import Softmax
+from darts_min.run.machine import Machine
 from darts_min.run.progress import Progress
 from darts_min.run.run_folder import RunFolder
-from darts_min.run.schedules import learning_rate_factor
-from darts_min.run.step import FiniteGuard
+from darts_min.run.schedules import learning_rate_factor, make_scheduler
+from darts_min.run.step import FiniteGuard, Step
 from darts_min.spaces import parse_space
 
 ROOT = Path(train_search.__file__).parent
@@ -216,9 +216,8 @@ def test_a_run_that_is_killed_at_any_step_ends_as_an_uninterrupted_one(
     states = [
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
     ]
-    for model in {"network", "model"} & set(states[0]):
-        for name, tensor in states[0][model].items():
-            assert torch.equal(tensor, states[1][model][name])
+    for name, tensor in states[0]["model"].items():
+        assert torch.equal(tensor, states[1]["model"][name])
     genotypes = [(tmp_path / name / "genotype.json").read_bytes() for name in ("whole", "parts")]
     assert genotypes[0] == genotypes[1]
 
@@ -238,19 +237,20 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, capsys)
 
 
 def test_a_run_goes_on_at_the_same_place_with_another_number_of_steps_an_epoch(tmp_path):
-    settings = {"epochs": 4, "checkpoint_minutes": 10, "on_nonfinite": "stop"}
+    settings = {"epochs": 4, "checkpoint_minutes": 10}
 
     def make(steps, resume):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
         factor = learning_rate_factor("one-cycle", settings["epochs"], steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = make_scheduler(optimizer, "one-cycle", settings["epochs"], steps)
         run = RunFolder(tmp_path / "run", resume)
-        stateful = {"optimizer": optimizer, "scheduler": scheduler}
-        return Progress(run, settings, stateful, steps, torch.device("cpu")), scheduler, factor
+        step = Step(optimizer, model, run.machine, FiniteGuard(skip=False), scheduler=scheduler)
+        return Progress(run, settings, model, step, steps), scheduler, factor
 
     progress, scheduler, _ = make(10, resume=False)
     for _ in range(25):
-        progress.stateful["optimizer"].step()
+        progress.w_step.optimizer.step()
         scheduler.step()
     progress.epoch, progress.step = 2, 5
     progress.save()
@@ -401,8 +401,8 @@ def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
     # Two epochs of warm-up, which do not count; then means of 1 and, in epoch 16 (from 0), 1.32.
     values = iter([0.1] * 2 + [1.0] * 13 + [1.4] * 4)
 
-    def parse(argv):
-        args = parse_args(argv)
+    def parse(*arguments):
+        args = parse_args(*arguments)
         args.epochs, args.alpha_warmup_epochs = 20, 2
         return args
 
@@ -451,9 +451,10 @@ def test_an_alpha_step_gets_what_the_arguments_say(tmp_path, monkeypatch):
 def test_what_is_scheduled_grows_linearly():
     arguments = ["--relaxation", "gumbel", "--tau", "8", "2", "--search-drop-path", "0.4"]
     args = train_search.parse_args(arguments)
+    make_relaxation, _ = train_search.RELAXATIONS["gumbel"]
     for done, tau, drop_path in ((0, 8, 0), (0.5, 5, 0.2), (1, 2, 0.4)):
-        model, loader = SimpleNamespace(relaxation=Gumbel(0.0)), SimpleNamespace()
-        train_search.schedule(done, model, [loader], args)
+        model, loader = SimpleNamespace(relaxation=make_relaxation(args)), SimpleNamespace()
+        train_search.schedule(done, model, [loader], args.search_drop_path)
         assert (model.relaxation.tau, model.drop_path_prob) == pytest.approx((tau, drop_path))
         assert loader.cutout_prob == done
 
@@ -500,7 +501,7 @@ def test_every_method_and_space_searches(tmp_path, arguments):
     used = {op for op, _ in parse_genotype(result["genotype"]).normal}
     assert used <= set(space.primitives)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    model, alpha_state = state["model"], state["alpha_optimizer"]["state"]
+    model, alpha_state = state["model"], state["alpha_step"]["optimizer"]["state"]
     for i, name in enumerate(("alphas_normal", "alphas_reduce")):
         assert model[name].isfinite().all()
         assert result["args"]["method"] == "random" or alpha_state[i]["exp_avg"].abs().max() > 0
@@ -510,6 +511,81 @@ def test_every_method_and_space_searches(tmp_path, arguments):
     assert ("largest eigenvalue" in signs) == (result["args"]["hessian_every"] > 0)
 
 
+def test_a_dataset_of_ones_own_gives_what_its_name_gives(runs, tmp_path):
+    folder, search, final, evaluation = runs
+    dataset = synthetic_dataset(0, 8)
+    # Without the flags --dataset and --image-size, which come first.
+    found = train_search.main(
+        [*SEARCH[4:], "--epochs", "2", "--out-dir", f"{tmp_path}/search"], dataset
+    )
+    trained = train_final.main(
+        [*FINAL[4:], "--epochs", "2", "--genotype", found["out_dir"]]
+        + ["--out-dir", f"{tmp_path}/final"],
+        dataset,
+    )
+    for one, other in ((found, search), (trained, final)):
+        for a, b in zip(one["history"], other["history"], strict=True):
+            assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    weights = ["--weights", f"{tmp_path}/final/network.pt"]
+    evaluated = eval_pretrained.main([*weights, "--out-dir", f"{tmp_path}/eval"], dataset)
+    assert evaluated["accuracy"] == evaluation["accuracy"]
+    # The next command must not name a dataset in place of the caller's.
+    for name, command in (
+        ("search", f"train_final.main({['--genotype', found['out_dir']]}, dataset=...)"),
+        ("final", f"eval_pretrained.main({weights}, dataset=...)"),
+    ):
+        last = (tmp_path / name / "log.txt").read_text().splitlines()[-1]
+        assert last == f"next: {command}"
+    with pytest.raises(ValueError, match="--dataset: leave it out, the dataset is the caller's"):
+        train_search.main(SEARCH, dataset)
+
+
+def test_an_interrupted_search_on_a_dataset_of_ones_own_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "signal", 15)
+    with pytest.raises(SystemExit):
+        train_search.main([*SEARCH[4:], "--out-dir", f"{tmp_path}/run"], synthetic_dataset(0, 8))
+    arguments = [*SEARCH[4:], "--out-dir", f"{tmp_path}/run", "--resume"]
+    last = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
+    assert last.endswith(f"continue with: train_search.main({arguments}, dataset=...)")
+
+
+@pytest.mark.parametrize("script", [train_search, train_final, eval_pretrained])
+def test_channels_reach_the_dataset_and_the_next_command(tmp_path, monkeypatch, script):
+    def spy(*arguments, channels):
+        raise Killed(channels)
+
+    monkeypatch.setattr(script, "load_dataset", spy)
+    arguments = ["--dataset", "folder", "--data-dir", "D", "--channels", "1", "--image-size", "32"]
+    more = ["--genotype", "DARTS_V1"] if script is train_final else []
+    with pytest.raises(Killed, match="1"):
+        script.main([*arguments, *more])
+    if script is train_search:
+        command = train_search.next_command(train_search.parse_args(arguments), Path("R"))
+        flags = "--dataset folder --data-dir D --image-size 32 --channels 1 --genotype R"
+        assert command == f"python train_final.py {flags}"
+
+
+def test_a_search_with_the_stem_for_large_images_is_trained_with_it(tmp_path):
+    arguments = [*SEARCH[4:], "--dataset", "synthetic", "--image-size", "33", "--stem", "imagenet"]
+    train_search.main([*arguments, "--fast-dev-run", "--out-dir", f"{tmp_path}/run"])
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    strides = sum(name.startswith("stem") and tensor.dim() == 4 for name, tensor in state.items())
+    assert strides == 3  # convolutions; the stem for CIFAR has one
+    last = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
+    assert "train_final.py --dataset synthetic" in last and " --stem imagenet " in last
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_epoch(tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("conv_9x9")
+
+    monkeypatch.setattr(train_search, "draw_cell", fail)
+    arguments = [*SEARCH, "--epochs", "2", "--out-dir", f"{tmp_path}/run"]
+    assert len(train_search.main(arguments)["history"]) == 2
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("warning: drawing failed: KeyError: 'conv_9x9'; going on\n") == 2
+
+
 @pytest.mark.slow
 def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
     arguments = [*SEARCH, "--epochs", "1", "--seeds", "3", "1", "2", "--select-epochs", "1"]
@@ -517,11 +593,11 @@ def test_the_selection_keeps_the_best_cell_and_resumes(tmp_path, monkeypatch):
     whole = train_search.main([*arguments, f"{tmp_path}/whole"])
     trained = []
 
-    def until_the_second(argv):
-        trained.append(argv)
+    def until_the_second(*arguments):
+        trained.append(arguments)
         if len(trained) == 2:
             raise Killed
-        return train_final.main(argv)
+        return train_final.main(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_search.train_final, "main", until_the_second)
@@ -608,32 +684,18 @@ def test_a_batch_in_parts_trains_like_the_whole(order):
     for grad_accum in (1, 4):
         model = Tiny(auxiliary=order == "final")
         batches = [(torch.randn(8, 12), torch.randint(3, (8,))) for _ in range(6)]
+        machine, guard = Machine("cpu"), FiniteGuard(skip=False)
         optimizer = torch.optim.SGD(model.weights(), 0.1, 0.9)
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-        scaler, results = torch.amp.GradScaler("cpu", enabled=False), []
-        progress = SimpleNamespace(
-            processes=Processes(torch.device("cpu")),
-            guard=FiniteGuard(skip=False),
-            add=results.extend,
-        )
-        args = SimpleNamespace(
-            grad_accum=grad_accum, auxiliary_weight=0.4, label_smoothing=0.1, w_grad_clip=0.5
-        )
-        rest = nullcontext, progress
+        w_step = Step(optimizer, model, machine, guard, grad_clip=0.5, averages=order != "final")
         if order == "final":
-            train_final.train_epoch(model, batches, optimizer, scheduler, scaler, *rest, args)
+            more = grad_accum, 0.4, 0.1
+            results = train_final.train_epoch(model, batches, w_step, machine, *more)
         else:
-            train_search.train_epoch(
-                model,
-                zip(batches[:3], batches[3:], strict=True),
-                (optimizer, torch.optim.Adam(model.alphas(), 0.1)),
-                scheduler,
-                (scaler, scaler),
-                *rest,
-                xi=0.1 * (order - 1),
-                train_alpha=True,
-                args=args,
-            )
+            alpha_step = Step(torch.optim.Adam(model.alphas(), 0.1), model, machine, guard)
+            halves = zip(batches[:3], batches[3:], strict=True)
+            steps, xi = (w_step, alpha_step), 0.1 * (order - 1)
+            results = train_search.train_epoch(model, halves, *steps, machine, xi, grad_accum)
+        results = list(results)
         assert model.sizes == {8 // grad_accum}
         models.append(model)
         sums.append(sum(loss * len(target) for loss, _, target in results))
@@ -951,6 +1013,8 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--w-optimizer", "adam", "--w-momentum", "0.5"], "-optimizer sgd"),
     ("train_search", [*SEARCH, "--select-epochs", "5"], "--select-epochs: only with --seeds"),
     ("train_search", [*SEARCH, "--seeds", "1", "--seed", "2"], "--seed and --seeds: one or"),
+    ("train_search", [*SEARCH, "--stem", "imagenet"], "--image-size above 32, the images have 8"),
+    ("train_search", [*SEARCH, "--channels", "1"], "--channels: only with --dataset folder, not"),
     ("train_search", [*SEARCH, "--w-nesterov", "--order", "2"], "--order 2: its virtual step"),
     ("train_search", [*SEARCH, "--w-nesterov", "--w-momentum", "0"], "--w-nesterov: needs a"),
     ("train_final", [*FINAL, *V2, "--w-lr-decay", "0.9"], "only with --w-schedule exponential"),

@@ -164,7 +164,10 @@ def test_the_eigenvalue_is_of_as_many_images_as_memory_holds(monkeypatch, memory
         return float(len(batch[0]))
 
     monkeypatch.setattr(signs, "largest_eigenvalue", compute)
-    batch, alone = (torch.zeros(16, 1), torch.zeros(16)), SimpleNamespace(number=1, average=None)
+    batch, alone = (
+        (torch.zeros(16, 1), torch.zeros(16)),
+        SimpleNamespace(world_size=1, average=None),
+    )
     found = signs.eigenvalue_that_fits(None, None, batch, 16, alone)
     assert found == (float(images) or None, images)
 

@@ -1,8 +1,7 @@
-"""What a network costs: parameters, multiply-adds, and the time that a run will take."""
+"""Count what a network costs: parameters and multiply-adds."""
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -53,29 +52,3 @@ def check_cost(
                 f"{init_channels} initial channels give {count / 1e6:.4g} M {what}, "
                 f"{count / (limit * 1e6):.3g} times the {limit:g} M allowed"
             )
-
-
-def forecast(batches: Iterable, steps: float, log: Callable[[str], None], length: int) -> Iterator:
-    """Pass `length` batches on; after a few of them, log how long `steps` of them will take."""
-    warmup = 3 if length > 13 else 1
-    last = warmup + min(10, length - 1 - warmup)
-    times = {}
-    for i, batch in enumerate(batches):
-        if i in (0, 1, warmup, last):
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            times[i] = time.perf_counter()
-        if i == last > warmup:
-            seconds, first = (times[last] - times[warmup]) / (last - warmup), times[1] - times[0]
-            left = duration(seconds * steps)
-            log(f"{seconds:.3f} s a step (the first: {first:.1f} s): about {left} to go")
-        yield batch
-
-
-def duration(seconds: float) -> str:
-    """Write a time in the two units that matter."""
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if seconds >= size:
-            whole, rest = divmod(round(seconds / part), size // part)
-            return f"{whole} {unit} {rest} {smaller}"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

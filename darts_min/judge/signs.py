@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from darts_min.genotypes import Genotype, kept_edges
-from darts_min.run.processes import Processes
+from darts_min.run.machine import Machine
 from darts_min.supernet import Supernet
 
 KINDS = ("normal", "reduce")
@@ -151,7 +151,7 @@ def eigenvalue_that_fits(
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     batch: tuple[Tensor, Tensor],
     images: int,
-    processes: Processes,
+    machine: Machine,
 ) -> tuple[float | None, int]:
     """Return the largest eigenvalue of the first `images` of a batch, and their number.
 
@@ -161,9 +161,9 @@ def eigenvalue_that_fits(
     while images > 1:
         part = batch[0][:images], batch[1][:images]
         try:
-            return largest_eigenvalue(model, loss_fn, part, processes.average), images
+            return largest_eigenvalue(model, loss_fn, part, machine.average), images
         except RuntimeError as error:
-            if processes.number > 1 or not is_out_of_memory(error):
+            if machine.world_size > 1 or not is_out_of_memory(error):
                 raise
         images //= 2  # outside `except`, where the error no longer holds the tensors
     return None, 0

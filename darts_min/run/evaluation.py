@@ -1,4 +1,4 @@
-"""Accuracy and loss of a classifier."""
+"""Measure the accuracy and the loss of a classifier."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +26,7 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Evaluation:
-    """Evaluate `model` on `batches`, each image counted once; the model's mode is restored.
+    """Evaluate `model` on `batches`, where every image counts once; the model's mode is restored.
 
     `total` adds up a tensor over the processes that share the images.
     """

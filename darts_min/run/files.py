@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running what is in them."""
+"""Write files whole or not at all, and read them without running what is in them."""
 
 import hashlib
 import io
@@ -22,23 +22,24 @@ def to_bytes(content: Any) -> bytes:
 
 
 def seal(archive: bytes) -> bytes:
-    """Put the SHA-256 of a zip archive behind it, as the comment that the format has room for.
+    """Append the SHA-256 of a zip archive, as the comment that the zip format has room for.
 
-    The checksums of the parts leave gaps, in which a changed byte is not seen.
+    The checksums inside the archive do not cover every byte; this one does.
     """
     archive = archive[:-2] + DIGEST_SIZE.to_bytes(2, "little")  # the length of the comment: was 0
     return archive + hashlib.sha256(archive).hexdigest().encode()
 
 
 def is_sealed(content: bytes) -> bool:
+    """Tell whether `content` ends with the SHA-256 of all that is before it."""
     archive, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
     return digest == hashlib.sha256(archive).hexdigest().encode()
 
 
 def write_atomically(path: Path, content: bytes, keep_as: Path | None = None) -> None:
-    """Write a file so that at any moment `path` is the old one or the new one, whole.
+    """Write a file so that at any moment `path` is the old file or the new one, and whole.
 
-    `keep_as`: where the old one goes; for a moment it is only there.
+    `keep_as`: a path that the old file is moved to; for a moment the old file is only there.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -1,4 +1,4 @@
-"""How far a run is, and everything that it needs to go on from there exactly."""
+"""Keep how far a run is, and all that it needs to go on from there exactly."""
 
 import itertools
 import random
@@ -8,45 +8,44 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from darts_min.judge.cost import forecast
-from darts_min.run.open import check_same_arguments
-from darts_min.run.run_folder import RunFolder
+from darts_min.run.flags import check_same_arguments
+from darts_min.run.run_folder import RunFolder, versions
 from darts_min.run.schedules import change_epochs
-from darts_min.run.step import FiniteGuard
+from darts_min.run.step import Step
 
 
 class Progress:
-    """Epoch, step, learning rate, sums and records of a run; saves and resumes all its state.
+    """Keep the epoch, the step, the sums and the records of a run; save and resume all its state.
 
-    `stateful` names everything with a state dict that the result depends on, one of them
-    "scheduler", which steps `steps_per_epoch` times an epoch. `settings` has epochs,
-    checkpoint_minutes, on_nonfinite and whatever else must be the same in a resumed run. Of several
-    processes, all save and stop after the same step.
+    The result depends on `model`, `w_step` and, in a search, `alpha_step`. The scheduler of
+    `w_step` steps `steps_per_epoch` times an epoch. `settings` are the arguments of the run:
+    epochs, checkpoint_minutes, and whatever must be the same when the run is resumed. All processes
+    save and stop after the same step.
     """
 
     def __init__(
         self,
         run: RunFolder,
         settings: dict[str, Any],
-        stateful: dict[str, Any],
+        model: nn.Module,
+        w_step: Step,
         steps_per_epoch: int,
-        device: torch.device,
+        alpha_step: Step | None = None,
     ):
-        self.run, self.settings, self.stateful = run, settings, stateful
-        self.steps_per_epoch = steps_per_epoch
-        self.scheduler, self.processes = stateful["scheduler"], run.processes
+        self.run, self.settings, self.steps_per_epoch = run, settings, steps_per_epoch
+        self.stateful = {"model": model, "w_step": w_step}
+        if alpha_step is not None:
+            self.stateful["alpha_step"] = alpha_step
+        self.w_step, self.scheduler, self.guard = w_step, w_step.scheduler, w_step.guard
+        self.machine = run.machine
         self.epoch = self.step = self.first_epoch = 0
         self.lr = self.scheduler.get_last_lr()[0]  # at the start of the epoch
         self.history: list[dict[str, Any]] = []
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
-        self.guard = FiniteGuard(settings["on_nonfinite"] == "skip", self.place)
+        # Of the epoch so far: loss times images, correct answers, images.
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.machine.device)
         self.started, self.saved_at = time.time(), time.monotonic()
-
-    def place(self) -> str:
-        (lr,) = self.scheduler.get_last_lr()
-        return f"epoch {self.epoch + 1}, step {self.step + 1}, lr {lr:.4g}"
 
     def save(self, also_as: str | None = None) -> None:
         """Save a checkpoint; if a signal has come, end the process."""
@@ -60,7 +59,7 @@ class Progress:
                     "lr": self.lr,
                     "skipped": self.guard.skipped,
                 },
-                "totals": self.processes.sum(self.totals),
+                "totals": self.machine.sum(self.totals),
                 "history": self.history,
                 "args": self.settings,
                 "random_state": random_state(self.totals.device),
@@ -69,14 +68,14 @@ class Progress:
             also_as,
         )
         self.saved_at = time.monotonic()
-        (number,) = self.processes.largest(self.run.signal or 0)
+        (number,) = self.machine.maxima(self.run.signal or 0)
         if number:
             self.run.stop(number)
 
     def resume(self) -> None:
-        """Go to the state of the newest checkpoint; ValueError if it is of another run.
+        """Go to the state of the newest checkpoint; ValueError if its arguments are others.
 
-        A run that was killed before its first one begins again.
+        A run that was killed before its first checkpoint begins again.
         """
         if not self.run.has_checkpoint():
             self.run.log("nothing had been saved: from the start")
@@ -97,9 +96,9 @@ class Progress:
             (self.lr,) = self.scheduler.get_last_lr()
 
     def go_back(self, epoch: int) -> None:
-        """Go to the state at the end of `epoch` (from 1), which `finish_epoch` must have kept."""
+        """Go back to the end of `epoch` (from 1), which `finish_epoch` must have kept."""
         self._load(self.run.load_checkpoint([kept_as(epoch)]))
-        self.run.writer = None  # TensorBoard's next file takes the place of the epochs since then
+        self.run.writer = None  # a new file of TensorBoard replaces the epochs since then
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, item in self.stateful.items():
@@ -108,7 +107,7 @@ class Progress:
         progress, self.history = state["progress"], state["history"]
         self.epoch, self.step, self.lr = (progress[name] for name in ("epoch", "step", "lr"))
         self.guard.skipped = progress["skipped"]
-        if self.processes.rank == 0:  # the sum of all, so far
+        if self.machine.rank == 0:  # what was saved is the sum over the processes
             self.totals.copy_(state["totals"])
 
     def epochs(self) -> Iterator[int]:
@@ -123,23 +122,27 @@ class Progress:
     def training(
         self,
         batches: Iterable,
-        evaluation: float,
+        evaluation_batches: int,
         bar: Callable[..., Iterable],
-        again: bool = False,
+        is_new_pace: bool = False,
     ) -> Iterator:
-        """Pass on what is left of an epoch's batches; between two, save when it is due.
+        """Pass on the rest of an epoch's batches; save between two batches when it is due.
 
-        `evaluation` is the work that the evaluation takes, in training steps; `bar` is tqdm.
-        The first epoch tells the time that the run will take; `again`: this one, too.
+        In the first epoch, and with `is_new_pace`, which says that a step takes another time from
+        this epoch on, log how long the run will take. A batch of the `evaluation_batches` of an
+        epoch counts as a third of a step: it has no backward pass. `bar` is tqdm.
         """
         length = self.steps_per_epoch
         left = length - self.step
         batches = itertools.islice(batches, left)
-        if again or self.epoch == self.first_epoch:
-            steps = (self.settings["epochs"] - self.epoch) * (length + evaluation)
+        if is_new_pace or self.epoch == self.first_epoch:
+            epochs_left = self.settings["epochs"] - self.epoch
+            steps = epochs_left * (length + evaluation_batches / 3)
             batches = forecast(batches, steps, self.run.log, left)
-        hidden = None if self.processes.rank == 0 else True
+        hidden = None if self.machine.rank == 0 else True  # None: where there is no terminal
         for batch in bar(batches, total=length, initial=self.step, leave=False, disable=hidden):
+            (lr,) = self.scheduler.get_last_lr()
+            self.guard.place = f"epoch {self.epoch + 1}, step {self.step + 1}, lr {lr:.4g}"
             yield batch
             self.step += 1
             self._save_if_due()
@@ -147,33 +150,44 @@ class Progress:
     def evaluation(self, batches: Iterable) -> Iterator:
         """Pass `batches` on, and save when it is due.
 
-        Several processes, which have unlike numbers of them, go on to the end.
+        Several processes do not save here: they may have unlike numbers of batches.
         """
         for batch in batches:
             yield batch
-            if self.processes.number == 1:
+            if self.machine.world_size == 1:
                 self._save_if_due()
 
     def _save_if_due(self) -> None:
         is_time = time.monotonic() - self.saved_at >= 60 * self.settings["checkpoint_minutes"]
         is_asked = self.run.signal is not None
-        if any(self.processes.largest(is_asked, is_time)):
+        if any(self.machine.maxima(is_asked, is_time)):
             self.save()
 
-    def add(self, results: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Add batches, (loss, logits, target), to the sums of loss, correct answers and images."""
-        for loss, logits, target in results:
-            correct = (logits.detach().argmax(1) == target).sum()
+    def add(self, outputs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Add what training steps give, (loss, logits, target), to the sums of the epoch."""
+        for loss, logits, target in outputs:
+            correct = (logits.argmax(1) == target).sum()
             count = correct.new_tensor(len(target))
-            self.totals += torch.stack([loss.detach() * len(target), correct, count])
+            self.totals += torch.stack([loss * len(target), correct, count])
+
+    def result(self) -> dict[str, Any]:
+        """Return what every result tells about its run."""
+        return {
+            "seconds": time.time() - self.started,
+            "device": str(self.machine.device),
+            "versions": versions(),
+            "args": self.settings,
+            "history": self.history,
+            "out_dir": str(self.run.path),
+        }
 
     def means(self) -> tuple[float, float]:
         """Return loss and accuracy in [0, 1] of the epoch so far, over all processes."""
-        loss, correct, count = self.processes.sum(self.totals).tolist()
+        loss, correct, count = self.machine.sum(self.totals).tolist()
         return loss / max(1, count), correct / max(1, count)
 
     def finish_epoch(self, record: dict[str, Any], keep: bool = False) -> None:
-        """Go on to the next epoch, and save; `keep`: so that `go_back` can return to here."""
+        """Go on to the next epoch, and save; `keep` lets `go_back` return to here."""
         self.history.append(record)
         self.epoch, self.step = self.epoch + 1, 0
         self.save(kept_as(self.epoch) if keep else None)
@@ -183,10 +197,36 @@ def kept_as(epoch: int) -> str:
     return f"epoch-{epoch}.pt"
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of every global random number generator, in plain values and tensors.
+def forecast(batches: Iterable, steps: float, log: Callable[[str], None], length: int) -> Iterator:
+    """Pass `length` batches on; after a few of them, log how long `steps` of them will take."""
+    warmup = 3 if length > 13 else 1
+    last = warmup + min(10, length - 1 - warmup)
+    times = {}
+    for i, batch in enumerate(batches):
+        if i in (0, 1, warmup, last):
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            times[i] = time.perf_counter()
+        if i == last > warmup:
+            seconds, first = (times[last] - times[warmup]) / (last - warmup), times[1] - times[0]
+            left = duration(seconds * steps)
+            log(f"{seconds:.3f} s a step (the first: {first:.1f} s): about {left} to go")
+        yield batch
 
-    Of several processes, all draw alike from the generators of their devices.
+
+def duration(seconds: float) -> str:
+    """Write a time in the two units that matter."""
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if seconds >= size:
+            whole, rest = divmod(round(seconds / part), size // part)
+            return f"{whole} {unit} {rest} {smaller}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of the global random number generators, in plain values and tensors.
+
+    They are the same in all processes, which draw alike from the generators of their devices.
     """
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
@@ -198,6 +238,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set the global random number generators to what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["device"] is not None:
         torch.cuda.set_rng_state(state["device"], device)

@@ -1,23 +1,29 @@
-"""Run folders: the files of a run, its checkpoints, what it prints, and how it is told to stop."""
+"""Open the folder of a run, new or to be resumed, and write into it whatever the disk does."""
 
+import argparse
 import errno
 import html
 import json
 import os
+import shlex
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from darts_min import __version__
 from darts_min.run.files import is_sealed, load_file, seal, to_bytes, write_atomically
-from darts_min.run.processes import Processes
+from darts_min.run.flags import as_command, check_same_arguments
+from darts_min.run.interrupts import Interrupts
+from darts_min.run.machine import Machine
 
 try:
     import fcntl
@@ -26,50 +32,17 @@ except ImportError:  # Windows: run folders are not locked there
 
 CHECKPOINTS = ("last.pt", "previous.pt")
 BEGUN = (*CHECKPOINTS, "args.json")  # one of them is in the folder of a run that may go on
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Patient:
-    """A text stream on which a full disk, or a reader that has gone away, is no error.
-
-    A character that its encoding lacks is written as `\\u732b`; without a stream, nothing is.
-    """
-
-    def __init__(self, stream: TextIO | None):  # None: Python found it closed
-        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
-
-    def write(self, text: str) -> None:
-        try:
-            self._attempt(self.stream.write, text)
-        except UnicodeEncodeError:
-            encoding = self.stream.encoding
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
-            self._attempt(self.stream.write, text)
-
-    def flush(self) -> None:
-        self._attempt(self.stream.flush)
-
-    def _attempt(self, call: Callable, *arguments: str) -> None:
-        try:
-            call(*arguments)
-        except BrokenPipeError:  # for good; else the interpreter would trip over it at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except OSError:
-            pass  # what the stream still holds comes with the next line
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 class RunFolder:
     """A folder that holds one run: `log.txt`, `last.pt`, `genotype.json`, `result.json`, ...
 
-    Without `resume`, a folder that exists and is not empty is refused; with it, one that holds no
-    checkpoint is; and one that another process has open (ValueError). A file that the disk does not
-    take is reported and tried again when it is next due: the run goes on. As a context, it turns
-    SIGINT and SIGTERM into a number in `signal`, on which the run is to `stop`: `command` is what
-    the user is then told to continue with. Of several processes, the first one alone prints and
-    writes. `write` prints a line: tqdm.write, where there are bars that it must not hit.
+    Raises ValueError if another process has the folder open; without `resume`, if the folder exists
+    and is not empty; with `resume`, if it holds no run that has begun. A file that the disk does
+    not take is reported, and written when it is next due: the run goes on. As a context, the folder
+    collects SIGINT and SIGTERM in `signal`, on which the run is to `stop`; the user is then told to
+    continue with `command`. Of several processes, the first one alone prints and writes. `write`
+    prints a line; tqdm.write leaves progress bars intact.
     """
 
     def __init__(
@@ -77,13 +50,13 @@ class RunFolder:
         path: str | Path,
         resume: bool = False,
         command: str = "",
-        processes: Processes | None = None,
+        machine: Machine | None = None,
         write: Callable[..., None] = print,
     ):
         self.path, self.command, self.write = Path(path), command, write
-        self.processes = processes or Processes(torch.device("cpu"))
-        self.is_first = self.processes.rank == 0
-        self.signal: int | None = None
+        self.machine = machine or Machine("cpu")
+        self.is_first = self.machine.rank == 0
+        self.interrupts = Interrupts()
         self.failures: dict[str, str] = {}
         self.writer: SummaryWriter | None = None
         if self.is_first:
@@ -121,28 +94,17 @@ class RunFolder:
         return self.path / name
 
     def __enter__(self) -> "RunFolder":
-        def handle(number: int, frame: Any) -> None:
-            if self.signal is not None:  # asked twice: now
-                raise SystemExit(128 + number)
-            self.signal = number
-
-        def report_thread(fault: Any) -> None:
-            if type(fault.thread).__name__ != "_AsyncWriterThread":  # TensorBoard's: see `report`
-                self.excepthook(fault)
-
-        self.handlers = {number: signal.signal(number, handle) for number in SIGNALS}
-        self.excepthook, threading.excepthook = threading.excepthook, report_thread
-        self.streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = map(Patient, self.streams)
+        self.interrupts.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        threading.excepthook = self.excepthook
-        sys.stdout, sys.stderr = self.streams
+        self.interrupts.__exit__(*error)
         if self.is_first:
             self.lock.close()
+
+    @property
+    def signal(self) -> int | None:
+        return self.interrupts.signal
 
     def attempt(self, what: str, write: Callable[[], object]) -> None:
         """Call `write`; if the disk does not take it, say so and go on."""
@@ -175,24 +137,51 @@ class RunFolder:
             self.write(line)
             sys.stdout.flush()
 
-    def report(self, write: Callable[[SummaryWriter], None], step: int) -> None:
-        """Let `write` add to TensorBoard's files, from `step` on.
+    def save_pictures(self, draw: Callable[[], dict[str, Image.Image]]) -> dict[str, Image.Image]:
+        """Save each picture that `draw` returns by name, as NAME.png; return them.
 
-        In a new file, that hides what older ones have of `step` and later ones.
+        An error in drawing is logged, and the run goes on: a picture is not worth an epoch.
+        """
+        if not self.is_first:
+            return {}
+        try:
+            pictures = draw()
+            for name, picture in pictures.items():
+                self.attempt(f"{name}.png", partial(picture.save, self / f"{name}.png"))
+            return pictures
+        except Exception as error:  # of whatever kind
+            self.log(f"warning: drawing failed: {type(error).__name__}: {error}; going on")
+            return {}
+
+    def report(
+        self,
+        epoch: int,
+        scalars: dict[str, float] | None = None,
+        texts: dict[str, str] | None = None,
+        pictures: dict[str, Image.Image] | None = None,
+    ) -> None:
+        """Add to the files of TensorBoard, from `epoch` on.
+
+        A new file hides what older files have of `epoch` and of later epochs.
         """
 
-        def flushed() -> None:
+        def write() -> None:
             try:
                 if self.writer is None:
-                    self.writer = SummaryWriter(str(self.path), purge_step=step)
-                write(self.writer)
+                    self.writer = SummaryWriter(str(self.path), purge_step=epoch)
+                for name, value in (scalars or {}).items():
+                    self.writer.add_scalar(name, value, epoch)
+                for name, text in (texts or {}).items():
+                    self.writer.add_text(name, text, epoch)
+                for name, picture in (pictures or {}).items():
+                    self.writer.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
                 self.writer.flush()
             except OSError:
                 self.writer = None  # it does not recover; the next report begins a new file
                 raise
 
         try:
-            self.attempt("TensorBoard's file", flushed)
+            self.attempt("TensorBoard's file", write)
         except UnicodeEncodeError:
             line = f"no file for TensorBoard, which takes names in UTF-8 only: {self.path}"
             warnings.warn(line, stacklevel=1)  # from here: once for a run
@@ -212,14 +201,14 @@ class RunFolder:
 
     def has_checkpoint(self) -> bool:
         found = self.is_first and any((self / name).exists() for name in CHECKPOINTS)
-        return self.processes.from_first(found)
+        return self.machine.from_first(found)
 
     def load_checkpoint(self, names: Sequence[str] = CHECKPOINTS) -> dict[str, Any]:
         """Load the first checkpoint of `names` that is whole; ValueError if there is none.
 
         Its tensors are on the CPU: those of a GPU would be on the first one for all processes.
         """
-        return self.processes.from_first(self._load(names) if self.is_first else None)
+        return self.machine.from_first(self._load(names) if self.is_first else None)
 
     def _load(self, names: Sequence[str]) -> dict[str, Any]:
         problems = []
@@ -253,7 +242,67 @@ class RunFolder:
         self.save_text(name, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def table(values: dict[str, Any]) -> str:
+def open_run(
+    script: str,
+    argv: list[str] | None,
+    default: str,
+    args: argparse.Namespace,
+    machine: Machine,
+    write: Callable[..., None],
+) -> RunFolder:
+    """Open the run folder of a script: `--out-dir`, a free one like `default`, or one to resume.
+
+    The command to continue with is made of `argv`, or else of the process's own arguments.
+    """
+    path = args.out_dir
+    if path is None and machine.rank == 0:
+        path = resumable_folder(default, vars(args)) if args.resume else free_folder(default)
+    path = machine.from_first(path)
+    program, given = (sys.argv[0], sys.argv[1:]) if argv is None else (script, argv)
+    more = [] if args.out_dir else ["--out-dir", str(path)]
+    more += [] if "--resume" in given else ["--resume"]
+    program = f"{machine.launcher} {shlex.quote(program)}"
+    command = as_command(args, script, [*given, *more], program)
+    return RunFolder(path, args.resume, command, machine, write)
+
+
+def free_folder(path: str | Path) -> Path:
+    """Return the first of `path`, `path-2`, ... that does not exist."""
+    candidates = (Path(path) if n == 1 else Path(f"{path}-{n}") for n in range(1, 10**6))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def resumable_folder(path: str | Path, args: dict[str, Any]) -> Path:
+    """Return the newest of `path`, `path-2`, ... that was run with these arguments.
+
+    If there is none, return the newest folder with a checkpoint: `check_same_arguments` will name
+    the arguments that differ. Raises ValueError if no folder has a checkpoint.
+    """
+    path = Path(path)
+    folders = {f for name in CHECKPOINTS for f in path.parent.glob(f"{path.name}*/{name}")}
+    folders = sorted((f.stat().st_mtime, f.parent) for f in folders)[::-1]
+    if not folders:
+        raise ValueError(f"there is no run folder {path} with a checkpoint to resume")
+    for _, folder in folders:
+        try:
+            before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+            check_same_arguments(args, before)
+        except (OSError, ValueError):
+            continue
+        return folder
+    return folders[0][1]
+
+
+def newest_folder(path: str | Path, file: str) -> Path:
+    """Return the newest of `path`, `path-2`, ... that holds `file`; ValueError if none does."""
+    path = Path(path)
+    folders = [f for f in path.parent.glob(f"{path.name}*") if (f / file).is_file()]
+    if not folders:
+        raise ValueError(f"there is no run folder {path} with a {file}")
+    return max(folders, key=lambda folder: (folder / file).stat().st_mtime)
+
+
+def markdown_table(values: dict[str, Any]) -> str:
     """Write `values` as a Markdown table for TensorBoard, in which nothing is markup."""
     rows = [
         (name, html.escape(str(value)).replace("|", "&#124;")) for name, value in values.items()
@@ -263,6 +312,7 @@ def table(values: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
     return {
         "darts_min": __version__,
         "torch": torch.__version__,

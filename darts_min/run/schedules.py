@@ -1,4 +1,4 @@
-"""Learning rates as a function of the step alone, so that a run may go on anywhere."""
+"""Compute the learning rate from the step alone, so that resuming is exact."""
 
 import math
 from collections.abc import Callable
@@ -8,14 +8,34 @@ import torch
 SCHEDULES = ("cosine", "one-cycle", "exponential")
 
 
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    lr_min: float = 0.0,
+    decay: float = 0.97,
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a scheduler of the learning rate, to be stepped after every batch.
+
+    `lr_min` is where "cosine" ends; `decay` is the factor per epoch of "exponential".
+    """
+    lr = optimizer.defaults["lr"]
+    factor = learning_rate_factor(
+        schedule, epochs, steps_per_epoch, lr_min / lr if lr else 0, decay
+    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 def learning_rate_factor(
     schedule: str, epochs: int, steps_per_epoch: int, last: float = 0.0, decay: float = 0.97
 ) -> Callable[[int], float]:
-    """Return a function of the step (from 0): the learning rate, as a multiple of `w_lr`.
+    """Return a function of the step (from 0): the share of the largest learning rate.
 
-    "cosine" falls from 1 to `last` and "exponential" by `decay`, once per epoch, at its end (what
-    torch's CosineAnnealingLR and ExponentialLR give). "one-cycle" rises from 1/25 to 1 in the first
-    fifth of the steps and falls to nearly 0, at every step (arXiv 1708.07120; torch's OneCycleLR).
+    "cosine" falls from 1 to `last`, and "exponential" by the factor `decay`, at the end of each
+    epoch, like CosineAnnealingLR and ExponentialLR in torch. "one-cycle" rises from 1/25 to 1 in
+    the first fifth of the steps and falls to nearly 0, at every step (arXiv 1708.07120; OneCycleLR
+    in torch).
     """
     total = epochs * steps_per_epoch
 
@@ -39,9 +59,9 @@ def learning_rate_factor(
 def change_epochs(
     scheduler: torch.optim.lr_scheduler.LambdaLR, before: int, now: int, progress: dict[str, int]
 ) -> str:
-    """Put a resumed scheduler on the schedule for `now` epochs; say what that does.
+    """Put a resumed scheduler on the schedule for `now` epochs; return a line that says so.
 
-    Raises ValueError if more than that have been run.
+    Raises ValueError if the run has gone further than that.
     """
     if now < progress["epoch"] + (progress["step"] > 0):
         raise ValueError(f"--epochs {now}: the run is in epoch {progress['epoch'] + 1} already")

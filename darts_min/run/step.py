@@ -1,53 +1,158 @@
-"""A guard against losses and gradients that are not finite."""
+"""Take one optimizer step, with all that surrounds it when several processes or fp16 are used."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from darts_min.run.machine import Machine
 
 
 class FiniteGuard:
-    """Refuse a step on a loss or gradient that is not finite, before it reaches the weights.
+    """Decide what happens to a batch whose loss or gradient is not finite.
 
-    Without `skip` that raises FloatingPointError. With it, the batch is to be left out; it is
-    counted in `skipped`, and the tenth in a row raises. `place()` is where the training is, for the
-    message.
+    Without `skip`, the run stops with a FloatingPointError before the weights are touched. With
+    `skip`, the batch is left out and counted in `skipped`, and the tenth one in a row stops the
+    run. `place` says in the error where the training is; `Progress` keeps it up to date.
     """
 
-    def __init__(self, skip: bool, place: Callable[[], str] = lambda: "here"):
-        self.skip, self.skipped, self.in_a_row = skip, 0, Counter()
-        self.place = place
+    def __init__(self, skip: bool):
+        self.skip, self.skipped, self.place = skip, 0, "here"
 
-    def check_scale(self, scaler: torch.amp.GradScaler) -> None:
-        """Raise FloatingPointError if `scaler` has found no scale without overflow (fp16)."""
-        if scaler.is_enabled() and scaler.get_scale() < 2**-10:
+
+class Step:
+    """Step an optimizer: average, unscale, refuse what is not finite, clip, step, rescale.
+
+    One object serves w, another one alpha. `model` names the parameters in errors. `grad_clip` is
+    the largest l2 norm of the gradient; 0 turns clipping off. `scheduler` goes on after each batch,
+    also after one that is left out. With `averages`, the step averages the gradients over the
+    processes, and a missing gradient counts as zero; without it, the model is one of
+    `Machine.distribute`, which averages them. `can_scale` False says that the gradients are float32
+    even where the precision is fp16.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        machine: Machine,
+        guard: FiniteGuard,
+        *,
+        grad_clip: float = 0.0,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        averages: bool = True,
+        can_scale: bool = True,
+    ):
+        self.optimizer, self.machine, self.guard = optimizer, machine, guard
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.grad_clip, self.scheduler, self.averages = grad_clip, scheduler, averages
+        self.scaler = machine.scaler(can_scale)
+        self.refused_in_a_row = 0
+        ids = {id(p) for p in self.parameters}
+        self.named = [(name, p) for name, p in model.named_parameters() if id(p) in ids]
+        self.buffers = list(model.buffers()) if guard.skip else []
+        self.kept: list[tuple[Tensor, Tensor]] = []  # each buffer, and what was in it before
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: item.state_dict() for name, item in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, item in self._stateful().items():
+            item.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        items = {"optimizer": self.optimizer, "scaler": self.scaler}
+        return items | ({"scheduler": self.scheduler} if self.scheduler is not None else {})
+
+    def zero_grad(self) -> None:
+        """Begin a batch: clear the gradients; keep the statistics of BN in case it is left out."""
+        self.optimizer.zero_grad()
+        self.kept = [(buffer, buffer.clone()) for buffer in self.buffers]
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Scale a loss before its backward pass, so that fp16 gradients do not underflow."""
+        return self.scaler.scale(loss)
+
+    def __call__(
+        self, gradients: Sequence[Tensor] | None = None, loss: Tensor | None = None
+    ) -> bool:
+        """Take the step, along `gradients` where given, else along `.grad`; return if it was taken.
+
+        `gradients` are in the order of the optimizer's parameters, and scaled. `loss`, not scaled,
+        is averaged over the processes too, and must be finite.
+        """
+        if gradients is not None:
+            for p, gradient in zip(self.parameters, gradients, strict=True):
+                p.grad = gradient
+        losses = [] if loss is None else [loss]
+        if self.averages:
+            for p in self.parameters:
+                if p.grad is None:  # of an operation that was not drawn
+                    p.grad = torch.zeros_like(p)
+            self.machine.average([*losses, *(p.grad for p in self.parameters)])
+        else:
+            self.machine.average(losses)
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+        # Scaled gradients overflow now and then, and the scaler leaves out those steps by itself.
+        must_be_finite = losses if self.scaler.is_enabled() else [*losses, norm]
+        is_taken = self._accepts(must_be_finite)
+        if is_taken:
+            if self.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(trained, self.grad_clip, norm)
+            self.scaler.step(self.optimizer)
+        else:
+            for buffer, before in self.kept:
+                buffer.copy_(before)
+        self.scaler.update()
+        self._check_scale()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return is_taken
+
+    def _accepts(self, values: Iterable[Tensor]) -> bool:
+        """Return whether all `values` are finite; raise FloatingPointError if the run must stop."""
+        if bool(torch.isfinite(sum(values, torch.zeros(())))):
+            self.refused_in_a_row = 0
+            return True
+        self.guard.skipped += 1
+        self.refused_in_a_row += 1
+        if self.guard.skip and self.refused_in_a_row < 10:
+            return False
+        sizes = {name: float(p.grad.abs().max()) for name, p in self.named if p.grad is not None}
+        # max() would not find a nan, which is neither larger nor smaller than any number.
+        name = max(sizes, key=lambda name: math.inf if math.isnan(sizes[name]) else sizes[name])
+        skip = self.guard.skip
+        advice = "10 batches in a row" if skip else "--on-nonfinite skip leaves such batches out"
+        raise FloatingPointError(
+            f"{self.guard.place}: loss or gradient is not finite; the largest gradient is "
+            f"{sizes[name]:g}, in {name} ({advice})"
+        )
+
+    def _check_scale(self) -> None:
+        """Raise FloatingPointError if the scaler has found no scale without overflow (fp16)."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 2**-10:
             raise FloatingPointError(
-                f"{self.place()}: gradients overflow in fp16 at any scale, down to "
-                f"{scaler.get_scale():g}; --amp bf16 or off has more range"
+                f"{self.guard.place}: gradients overflow in fp16 at any scale, down to "
+                f"{self.scaler.get_scale():g}; --amp bf16 or off has more range"
             )
 
-    def rejects(
-        self, of: str, total: Tensor, gradients: Iterable[tuple[str, Tensor | None]]
-    ) -> bool:
-        """Return whether the step `of` w, or of alpha, must be left out.
 
-        `total` is finite if all is well: the sum of the loss and the norm of the gradients. With
-        scaled losses (fp16) it is the loss: their gradients overflow as a matter of course, and the
-        scaler leaves those steps out.
-        """
-        if bool(torch.isfinite(total)):
-            self.in_a_row[of] = 0
-            return False
-        self.skipped += 1
-        self.in_a_row[of] += 1
-        if self.skip and self.in_a_row[of] < 10:
-            return True
-        sizes = {name: grad.detach().abs().max() for name, grad in gradients if grad is not None}
-        # nan is larger than all numbers: nan_to_num makes it so.
-        name = max(sizes, key=lambda name: float(sizes[name].nan_to_num(float("inf"))))
-        advice = "10 batches in a row" if self.skip else "--on-nonfinite skip leaves such out"
-        raise FloatingPointError(
-            f"{self.place()}: loss or gradient is not finite; the largest gradient is "
-            f"{float(sizes[name]):g}, in {name} ({advice})"
-        )
+def make_optimizer(
+    args: argparse.Namespace, weights: list[nn.Parameter], nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """Make the optimizer of w that the arguments `w_*` describe."""
+    if args.w_optimizer == "adam":
+        return torch.optim.Adam(weights, args.w_lr, weight_decay=args.w_weight_decay)
+    return torch.optim.SGD(
+        weights,
+        args.w_lr,
+        args.w_momentum,
+        weight_decay=args.w_weight_decay,
+        nesterov=nesterov,
+        foreach=True,  # one call for all tensors, on the CPU too
+    )

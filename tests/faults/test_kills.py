@@ -92,7 +92,7 @@ def decay_from(epoch, decay):
     def changed(self):
         for number in epochs(self):
             if number >= epoch:
-                self.stateful["w_optimizer"].param_groups[0]["weight_decay"] = decay
+                self.w_step.optimizer.param_groups[0]["weight_decay"] = decay
             yield number
 
     Progress.epochs = changed

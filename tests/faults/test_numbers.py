@@ -21,7 +21,6 @@ CASES = {
     "final": (train_final, "Network", "classifier.weight", 6, "0.0125"),
 }
 SEARCH_IS_SLOW = [pytest.param("search", marks=pytest.mark.slow), "final"]
-KEYS = {"search": ("model", "w_optimizer"), "final": ("network", "optimizer")}  # in a checkpoint
 
 
 def multiply_gradient(model_class, name, factor, steps):
@@ -52,10 +51,9 @@ def train(tmp_path, monkeypatch):
         states, save = [], RunFolder.save_checkpoint
 
         def keep(run, state, *more):
-            model, optimizer = KEYS[case]
             names = ("weight", "bias", "running_mean", "running_var")
-            weights = {k: v for k, v in state[model].items() if k.endswith(names)}
-            states.append(exact([weights, state[optimizer]["state"]]))
+            weights = {k: v for k, v in state["model"].items() if k.endswith(names)}
+            states.append(exact([weights, state["w_step"]["optimizer"]["state"]]))
             save(run, state, *more)
 
         with monkeypatch.context() as patch:
@@ -128,8 +126,7 @@ def test_a_batch_that_fp16_skips_halves_the_scale(monkeypatch, tmp_path, case):
     history = script.main([*arguments, f"{tmp_path}/run"])["history"]
     assert [record["skipped_batches"] for record in history] == [1, 1]
     assert all(math.isfinite(record["train_loss"]) for record in history)
-    scaler = "w_scaler" if case == "search" else "scaler"
-    scales = [load(tmp_path / name)[scaler]["scale"] for name in ("whole", "run")]
+    scales = [load(tmp_path / name)["w_step"]["scaler"]["scale"] for name in ("whole", "run")]
     assert scales[1] == scales[0] / 2
 
 
