@@ -84,8 +84,8 @@ class Machine:
             dist.all_reduce(flat)
             flat /= self.world_size
             means = flat.split([tensor.numel() for tensor in tensors])
-            for tensor, mean in zip(tensors, means, strict=True):
-                tensor.copy_(mean.view_as(tensor))
+            means = [mean.view_as(t) for t, mean in zip(tensors, means, strict=True)]
+            torch._foreach_copy_(tensors, means)  # one call for all
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over the processes."""
