@@ -51,26 +51,11 @@ DRAWINGS = Path(darts_min.convert.__file__).parent / "pretrained" / "drawings.pn
 DRAWN = ("an airplane", "a ship", "an automobile")
 PICTURES = {"weights", "genotype", "device", "image_size", "batch_size"}
 # The arguments that are used when no dataset is evaluated.
-USED_BY = {
-    "demo": PICTURES,
-    "image": PICTURES,
-    "export": {"weights", "genotype", "device", "image_size"},
-}
+USED_BY = {"demo": PICTURES, "image": PICTURES, "export": PICTURES - {"batch_size"}}
 # The images that the other codes train on, by stem.
-ORIGINAL = {
-    "cifar": {
-        "mean": (0.4914, 0.4822, 0.4465),
-        "std": (0.2470, 0.2435, 0.2616),
-        "image_size": 32,
-        "crop": False,
-    },
-    "imagenet": {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "image_size": 224,
-        "crop": True,
-    },
-}
+CIFAR = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), image_size=32, crop=False)
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224, crop=True)
+ORIGINAL = {"cifar": CIFAR, "imagenet": IMAGENET}
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
@@ -78,8 +63,9 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     demo = "classify three drawings instead of a dataset, offline"
     add = flags.add_run_flags(parser, "runs/eval", demo)
     add("--image", nargs="+", metavar="FILE", help="classify these pictures instead of a dataset")
-    add("--export", metavar="DIR", help="write the network in other forms, evaluate nothing")
-    add = flags.add_data_flags(parser, batch_size=256, subset="test")
+    add("--export", metavar="DIR", help="write the network in other forms instead of using it")
+    size = "the size of the network's training images"
+    add = flags.add_data_flags(parser, batch_size=256, subset="test", image_size=size)
     flags.add_file_flags(add)
     add = parser.add_argument_group("network").add_argument
     add("--weights", default=SHIPPED, help="a published name, a network file of any form, or a run")

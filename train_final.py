@@ -48,8 +48,8 @@ from darts_min.run.flags import AMOUNT, COUNT_OR_0, POSITIVE, SHARE, number
 from darts_min.run.machine import Machine
 from darts_min.run.progress import Progress
 from darts_min.run.run_folder import RunFolder, markdown_table, newest_folder, open_run
-from darts_min.run.schedules import SCHEDULES, make_scheduler
-from darts_min.run.step import FiniteGuard, Step, make_optimizer
+from darts_min.run.schedules import SCHEDULES
+from darts_min.run.step import Step, make_w_step
 
 Statistics = tuple[Tensor, Tensor]  # mean and standard deviation of each channel, (C,)
 
@@ -182,7 +182,7 @@ def train_epoch(
             yield from outputs
 
 
-def load_parts(
+def load_images(
     args: argparse.Namespace, dataset: Dataset | None, machine: Machine, base: Network | None
 ) -> tuple[Images | ImageFiles, list[str], Statistics, Loader | FileLoader, Loader | FileLoader]:
     """Return the training images, their classes and statistics, and loaders for training and test.
@@ -308,7 +308,9 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
     if args.sync_bn and machine.device.type != "cuda":
         raise ValueError(f"--sync-bn: PyTorch has it for CUDA only, the device is {machine.device}")
     base = None if args.init_from is None else load_network(args.init_from, args.genotype)
-    train, classes, statistics, train_loader, test_loader = load_parts(args, dataset, machine, base)
+    train, classes, statistics, train_loader, test_loader = load_images(
+        args, dataset, machine, base
+    )
     args = settle(args, base, train)
     network, notes = make_network(args, base, train, classes, train_loader.image_size)
     network.to(machine.device, memory_format=machine.memory_format)
@@ -322,7 +324,16 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
     machine.compile_cells(network)
     limit = 2 if args.fast_dev_run else None
     steps_per_epoch = min(limit or math.inf, len(train_loader))
-    step = make_step(args, network, machine, steps_per_epoch)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    step = make_w_step(
+        args,
+        network,
+        trained,
+        machine,
+        steps_per_epoch,
+        schedule=args.w_schedule,
+        averages=False,  # `model` averages the gradients
+    )
 
     details = {
         "classes": classes,
@@ -353,25 +364,6 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
             progress.finish_epoch(record)
         save(run, network, details, progress.history[-1])  # the run may have ended in between
         return finish(args, progress, costs)
-
-
-def make_step(
-    args: argparse.Namespace, network: Network, machine: Machine, steps_per_epoch: int
-) -> Step:
-    """Make the step of the weights that are trained, with its optimizer and its schedule."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = make_optimizer(args, trained)
-    rates = args.w_lr_min, args.w_lr_decay
-    scheduler = make_scheduler(optimizer, args.w_schedule, args.epochs, steps_per_epoch, *rates)
-    return Step(
-        optimizer,
-        network,
-        machine,
-        FiniteGuard(args.on_nonfinite == "skip"),
-        grad_clip=args.w_grad_clip,
-        scheduler=scheduler,
-        averages=False,
-    )
 
 
 def start(

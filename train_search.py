@@ -53,8 +53,7 @@ from darts_min.run.flags import AMOUNT, COUNT, COUNT_OR_0, POSITIVE, SHARE, numb
 from darts_min.run.machine import Machine
 from darts_min.run.progress import Progress
 from darts_min.run.run_folder import RunFolder, markdown_table, open_run
-from darts_min.run.schedules import make_scheduler
-from darts_min.run.step import FiniteGuard, Step, make_optimizer
+from darts_min.run.step import Step, make_w_step
 from darts_min.spaces import parse_space
 from darts_min.supernet import Supernet
 
@@ -245,19 +244,19 @@ def make_steps(
     args: argparse.Namespace, model: Supernet, machine: Machine, steps_per_epoch: int
 ) -> tuple[Step, Step]:
     """Make the steps of w and of alpha, with their optimizers."""
-    guard, clip = FiniteGuard(args.on_nonfinite == "skip"), args.w_grad_clip
-    w_optimizer = make_optimizer(args, model.weights(), args.w_nesterov)
-    scheduler = make_scheduler(w_optimizer, "cosine", args.epochs, steps_per_epoch, args.w_lr_min)
-    w_step = Step(w_optimizer, model, machine, guard, grad_clip=clip, scheduler=scheduler)
+    weights, nesterov = model.weights(), args.w_nesterov
+    w_step = make_w_step(args, model, weights, machine, steps_per_epoch, nesterov=nesterov)
     alpha_optimizer = torch.optim.Adam(
         model.alphas(), args.alpha_lr, args.alpha_betas, weight_decay=args.alpha_weight_decay
     )
     # The second order computes in float32 whatever --amp says.
-    alpha_step = Step(alpha_optimizer, model, machine, guard, can_scale=args.order == 1)
-    return w_step, alpha_step
+    can_scale = args.order == 1
+    return w_step, Step(alpha_optimizer, model, machine, w_step.guard, can_scale=can_scale)
 
 
-def schedule(done: float, model: Supernet, loaders: Iterable[Loader], drop_path_prob: float):
+def schedule(
+    done: float, model: Supernet, loaders: Iterable[Loader], drop_path_prob: float
+) -> None:
     """Set what changes linearly from the first epoch (`done` 0) to the last one (1)."""
     model.relaxation.at(done)
     model.drop_path_prob = done * drop_path_prob  # and cutout: arXiv 1909.09656, Sec. 5
@@ -285,7 +284,7 @@ def train_epoch(
     def penalty(alphas):
         return alpha_step.scale(model.relaxation.penalty(alphas))
 
-    more = grad_accum, penalty
+    more = grad_accum, penalty  # in how many parts to take a batch, and a summand of L_val
     for train_batch, val_batch in batches:
         # Alg. 1, line 1: update alpha by descending
         # grad_alpha L_val(w - xi grad_w L_train(w, alpha), alpha).

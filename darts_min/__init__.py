@@ -18,21 +18,24 @@ Not needed to understand DARTS:
     data/           datasets, augmentation, batches
     run/            flags, devices, processes, run folders, progress
     convert/        genotypes and weights of all codes, files of networks, export
-    judge/          is the cell any good: signs of collapse, cost, random search, selection
+    judge/          is the cell any good: estimate, signs, cost, random search, selection
 """
 
 __version__ = "0.1.0"
 
 from darts_min.convert import format_genotype, load_network, parse_genotype
 from darts_min.genotypes import PRIMITIVES, Genotype
+from darts_min.judge.estimate import Estimate, estimate_accuracy
 from darts_min.network import Network
 from darts_min.supernet import Supernet
 
 __all__ = [
     "PRIMITIVES",
+    "Estimate",
     "Genotype",
     "Network",
     "Supernet",
+    "estimate_accuracy",
     "format_genotype",
     "load_network",
     "parse_genotype",

@@ -9,7 +9,7 @@ from .operations import OPS
 class Space(NamedTuple):
     """Operations, and which of them each edge may use: (normal, reduce), or None where it is all.
 
-    An edge's choices come in (node, predecessor) order; every edge has equally many.
+    The choices come edge by edge, in (node, predecessor) order.
     """
 
     primitives: tuple[str, ...]

@@ -209,10 +209,11 @@ class Supernet(nn.Module):
         self.classifier = nn.Linear(c_prev, num_classes)
 
         self.register_buffer("edge_order", torch.tensor(edges), persistent=False)
-        allowed = None  # (2, edges, ops): what each edge may choose
-        if choices is not None:
+        allowed, self.chosen_by_space = None, [None, None]
+        if choices is not None:  # (2, edges, ops): what each edge may choose
             allowed = [[[op in edge for op in primitives] for edge in cell] for cell in choices]
             allowed = torch.tensor(allowed)
+            self.chosen_by_space = allowed[:, edges].tolist()
         self.register_buffer("allowed", allowed, persistent=False)
         # Paper: zeros. Here, as in the original code, small noise.
         self.alphas_normal = nn.Parameter(1e-3 * torch.randn(len(edges), len(primitives)))
@@ -265,11 +266,9 @@ class Supernet(nn.Module):
             sizes = [2 + node for node in range(self.num_nodes)]
             shares = [mix.sum(1).split(sizes) for mix in mixes]
         mixes = [mix.index_select(0, self.edge_order) for mix in mixes]
-        chosen = [None, None]
+        chosen = self.chosen_by_space
         if self.fixed_mixtures is not None or (self.training and self.relaxation.is_sparse):
             chosen = (torch.stack(mixes) != 0).tolist()  # in one transfer from a GPU
-        elif self.allowed is not None:
-            chosen = self.allowed[:, self.edge_order].tolist()
         drop_path_prob = drop_path_probability(self.drop_path_prob, self.training, x.device)
         s0, s1 = first_states(self, x)
         for cell in self.cells:

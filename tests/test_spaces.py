@@ -45,7 +45,7 @@ def test_in_s1_an_edge_mixes_and_computes_its_own_choices_only():
     logits = model(x)
     logits.sum().backward()
     dense = make(space)
-    mixes, dense.allowed = dense.mixtures(), None
+    mixes, dense.chosen_by_space = dense.mixtures(), [None, None]
     dense.mixtures = lambda random: mixes  # all computed, those of weight 0 as well
     torch.testing.assert_close(logits, dense(x))
     for alphas, mix in zip(model.alphas(), mixes, strict=True):

@@ -55,7 +55,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str, demo: str) -> A
     """Add the flags of every script; return how to add more to their group."""
     add = parser.add_argument_group("run").add_argument
     add("--demo", action="store_true", help=demo)
-    add("--out-dir", help=f"run folder (default: {out_dir}, or the next free number after it)")
+    add("--out-dir", help=f"run folder; without it, {out_dir}, or the next free number after it")
     add("--seed", type=SEED, default=0, help="seed of all random numbers")
     add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...")
     add("--amp", choices=AMP_CHOICES, default="auto",
@@ -77,12 +77,18 @@ def add_training_flags(add: Adder) -> None:
         help="at a loss or gradient that is not finite: stop, or skip up to nine batches in a row")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, batch_size: int, subset: str) -> Adder:
+def add_data_flags(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    subset: str,
+    image_size: str = "their own size",
+) -> Adder:
     """Add the flags that choose the images; return how to add more to their group."""
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=DATASETS, default="cifar10", help="images and classes to learn")
     add("--data-dir", default="data", help="folder of downloads or of your images; npz: the file")
-    add("--image-size", type=number(int, "[8, inf)"), help="resize images to squares of this side")
+    add("--image-size", type=number(int, "[8, inf)"),
+        help=f"resize images to squares of this side; without it, they have {image_size}")
     add("--channels", type=int, choices=(1, 3), help="folder: read images as grey (1) or RGB (3)")
     add("--subset", type=COUNT,
         help=f"use only so many of the {subset} images, equally many of each class")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from darts_min.run.machine import Machine
+from darts_min.run.schedules import make_scheduler
 
 
 class FiniteGuard:
@@ -142,17 +143,38 @@ class Step:
             )
 
 
-def make_optimizer(
-    args: argparse.Namespace, weights: list[nn.Parameter], nesterov: bool = False
-) -> torch.optim.Optimizer:
-    """Make the optimizer of w that the arguments `w_*` describe."""
+def make_w_step(
+    args: argparse.Namespace,
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    machine: Machine,
+    steps_per_epoch: int,
+    *,
+    schedule: str = "cosine",
+    nesterov: bool = False,
+    averages: bool = True,
+) -> Step:
+    """Make the step of the weights w of `model`, as the arguments `w_*` say."""
+    decay = args.w_weight_decay
     if args.w_optimizer == "adam":
-        return torch.optim.Adam(weights, args.w_lr, weight_decay=args.w_weight_decay)
-    return torch.optim.SGD(
-        weights,
-        args.w_lr,
-        args.w_momentum,
-        weight_decay=args.w_weight_decay,
-        nesterov=nesterov,
-        foreach=True,  # one call for all tensors, on the CPU too
+        optimizer = torch.optim.Adam(weights, args.w_lr, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(
+            weights,
+            args.w_lr,
+            args.w_momentum,
+            weight_decay=decay,
+            nesterov=nesterov,
+            foreach=True,  # one call for all tensors, on the CPU too
+        )
+    lr_decay = args.w_lr_decay if schedule == "exponential" else 1.0
+    length = args.epochs, steps_per_epoch
+    return Step(
+        optimizer,
+        model,
+        machine,
+        FiniteGuard(args.on_nonfinite == "skip"),
+        grad_clip=args.w_grad_clip,
+        scheduler=make_scheduler(optimizer, schedule, *length, args.w_lr_min, lr_decay),
+        averages=averages,
     )
