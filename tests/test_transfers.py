@@ -15,7 +15,7 @@ from darts_min.network import Network
 from darts_min.run.evaluation import evaluate
 from darts_min.run.machine import Machine
 from darts_min.run.progress import Progress
-from darts_min.run.step import FiniteGuard, Step, make_optimizer
+from darts_min.run.step import make_w_step
 
 META = torch.device("meta")
 SMALL = ["--dataset", "synthetic", "--device", "cpu", "--init-channels", "4", "--num-cells", "3"]
@@ -86,8 +86,8 @@ def test_a_final_step_waits_for_its_loss_only(machine):
 
     def run(two):
         network = Network(PUBLISHED["DARTS_V2"], 10, 4, 3, drop_path_prob=0.1).to(META)
-        optimizer = make_optimizer(args, list(network.parameters()))
-        step = Step(optimizer, network, machine, FiniteGuard(False), grad_clip=5, averages=False)
+        weights = list(network.parameters())
+        step = make_w_step(args, network, weights, machine, 10, averages=False)
         batches = two(loader(augment=True, cutout=4).epoch(0))
         train(train_final.train_epoch, network, batches, step, machine, 1, 0.4)
 

@@ -42,6 +42,8 @@ class Machine:
             self._join_processes()
         if deterministic:
             make_deterministic()
+        # On CUDA: try the kernels for each new shape, and keep the fastest one.
+        torch.backends.cudnn.benchmark = not deterministic
         self.autocast, self.is_fp16 = choose_autocast(amp, self.device)
         on_cpu = self.device.type == "cpu"  # channels-last is far faster there
         is_channels_last = channels_last == "on" or (channels_last == "auto" and on_cpu)
