@@ -173,6 +173,8 @@ def check_genotype(genotype: Genotype) -> Genotype:
             if not (isinstance(edge, tuple) and len(edge) == 2):
                 raise ValueError(f"{where}: {edge!r} is not a pair (operation, predecessor)")
             op, predecessor = edge
+            if op == "none":
+                raise ValueError(f"{where}: a final cell cannot keep the operation 'none'")
             if not isinstance(op, str) or op not in OPS:
                 raise ValueError(f"{where}: unknown operation {op!r}; known are {', '.join(OPS)}")
             if type(predecessor) is not int or not 0 <= predecessor < node:

@@ -77,7 +77,7 @@ def test_files_are_labelled_by_their_folder_in_the_order_of_their_names(tmp_path
         (tmp_path / "train" / "dog" / name).write_bytes(b"")
     (tmp_path / "train" / ".cache").mkdir()
     data = found(tmp_path)
-    assert data.classes == ["cat", "dog"]
+    assert data.classes == ["cat", "dog"] and "1 .txt" in data.notes[0]
     names = [path.split(os.sep)[-2:] for path in data.train.paths]
     assert names == [[k, f"{i}.jpg"] for k in ("cat", "dog") for i in range(2)][:3] + [
         ["dog", "1.jpg"],
@@ -297,10 +297,60 @@ def test_a_class_that_could_not_be_logged_is_named(tmp_path):
         found(tmp_path)
 
 
+def test_what_is_passed_over_is_counted_in_one_note(tmp_path):
+    write_images(tmp_path, sizes=((8, 8),))
+    assert found(tmp_path).notes == ()
+    for part, name in (("train", "a.heic"), ("train", "b.HEIC"), ("test", "c.heic"), ("test", "d")):
+        (tmp_path / part / "cat" / name).touch()
+    (tmp_path / "train" / "dog" / "more").mkdir()
+    (tmp_path / "train" / "dog" / ".hidden").touch()
+    says = (
+        "5 entries of class folders (3 .heic, 1 folders, 1 without suffix) are not read, because "
+        "their suffix is not that of a picture"
+    )
+    assert load_dataset("folder", tmp_path).notes == found(tmp_path).notes == (says,)
+
+
+@pytest.mark.parametrize(
+    "suffix, form",
+    [
+        (".jfif", "JPEG"),
+        (".jpe", "JPEG"),
+        (".JPG", "JPEG"),
+        (".pgm", "PPM"),
+        (".pbm", "PPM"),
+        (".pnm", "PPM"),
+        (".tga", "TGA"),
+        (".tiff", "TIFF"),
+        (".webp", "WEBP"),
+        (".gif", "GIF"),
+        (".bmp", "BMP"),
+    ],
+)
+def test_each_suffix_that_is_listed_is_read(tmp_path, suffix, form):
+    write_images(tmp_path, per_class=1, sizes=((16, 16),))
+    grey = Image.new("1" if suffix == ".pbm" else "L", (16, 16), 255)
+    grey.save(tmp_path / "train" / "cat" / f"new{suffix}", form)
+    train = load_dataset("folder", tmp_path).train
+    place = found(tmp_path).train.paths.tolist().index(str(tmp_path / f"train/cat/new{suffix}"))
+    assert len(train.labels) == 3 and (train.images[place] >= 250).all()
+
+
+@pytest.mark.parametrize("in_memory", ["always", "never"])
+def test_an_unreadable_picture_is_named_once(tmp_path, in_memory):
+    write_images(tmp_path, per_class=1, sizes=((16, 16),))
+    path = tmp_path / "train" / "cat" / "0.jpg"
+    path.write_bytes(b"no picture")
+    with pytest.raises(ValueError) as error:
+        data = load_dataset("folder", tmp_path, 16, in_memory=in_memory)
+        list(file_loader(data.train, 2, image_size=16))
+    assert str(error.value) == f"image {path} cannot be read: Pillow knows no such picture"
+
+
 def test_a_class_without_images_is_named(tmp_path):
     write_images(tmp_path, per_class=1, sizes=((8, 8),))
     (tmp_path / "test" / "dog" / "0.jpg").rename(tmp_path / "test" / "dog" / "0.txt")
-    with pytest.raises(ValueError, match="dog: no images"):
+    with pytest.raises(ValueError, match="dog: no images; it has 1 .txt"):
         found(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -70,11 +71,40 @@ def test_half_precision_is_a_half_of_the_file_and_is_loaded_as_float32(network, 
         assert torch.equal(tensor, original.half().to(original.dtype) if tensor.ndim else original)
 
 
+def prefixed(*prefixes):
+    return lambda content: {
+        f"{p}{key}": tensor for p in prefixes for key, tensor in content.items()
+    }
+
+
+def compiled_in_parts(content):
+    return {re.sub(r"((?:cells|stages)\.0\.)", r"\1_orig_mod.", k): t for k, t in content.items()}
+
+
+def counted_by_thop(content):
+    counts = ("total_ops", "total_params", "cells.0.total_ops", "stages.0.0.total_params")
+    return content | {key: torch.zeros(1, dtype=torch.float64) for key in counts}
+
+
 WRAPPINGS = {
     "alone": lambda content: content,
     "state_dict": lambda content: {"state_dict": content, "epoch": 3},
     "model": lambda content: {"model": content},
-    "module.": lambda content: {f"module.{key}": tensor for key, tensor in content.items()},
+    "net, nested": lambda content: {"net": {"state_dict": content}, "optimizer": {"state": {}}},
+    "network": lambda content: {"network": content},
+    "weights": lambda content: {"weights": content, "epoch": 3},
+    "model_state": lambda content: {"checkpoint": 1, "model_state": content},
+    "module.": prefixed("module."),
+    "_orig_mod.": prefixed("_orig_mod."),
+    "model.": prefixed("model."),
+    "_model.": prefixed("_model."),
+    "module._orig_mod.": prefixed("module._orig_mod."),
+    "my_net.0.body.": prefixed("my_net.0.body."),
+    "torch.compile of cells": compiled_in_parts,
+    "thop": counted_by_thop,
+    "an average of weights": lambda content: (
+        prefixed("module.")(content) | {"n_averaged": torch.tensor(3)}
+    ),
 }
 
 
@@ -202,6 +232,10 @@ BAD_FILES = {
     "a pickled module": (saved(lambda _: torch.nn.Linear(2, 2)), r"Linear\).*model.state_dict\(\)"),
     "a pickled network": (saved(lambda _: make()), r"darts_min.network.Network\).*save_network\("),
     "tensors of ours alone": (saved(lambda _: make().state_dict()), "genotype: use save_network"),
+    "tensors of ours, compiled": (
+        saved(lambda _: prefixed("_orig_mod.")(make().state_dict())),
+        "genotype: use save_network",
+    ),
     "arguments beside it": (
         saved(lambda _: {"state_dict": {}, "args": argparse.Namespace()}),
         "argparse.Namespace",
@@ -213,7 +247,17 @@ BAD_FILES = {
     "numbers for tensors": (saved(lambda _: {"a": 1}), "'a' is not a tensor"),
     "another network": (
         saved(lambda _: torch.nn.Linear(2, 2).state_dict()),
-        "nor a state dict of the original code's or NNI's",
+        r"nor a state dict of the original code's or NNI's \(the first name is 'weight'\)",
+    ),
+    "two networks": (
+        saved(lambda _: prefixed("model.", "ema.module.")(network_to_quark0(make()))),
+        r"several networks, ema\.module\.\*, model\.\*; save the tensors of one",
+    ),
+    "a network and more": (
+        saved(
+            lambda _: prefixed("model.")(network_to_quark0(make())) | {"loss.bias": torch.zeros(1)}
+        ),
+        "unexpected loss.bias",
     ),
     "search weights": (
         saved(lambda _: supernet_to_quark0(Supernet(4, 4, 3, 2))[0]),

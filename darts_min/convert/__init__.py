@@ -1,6 +1,6 @@
 """Genotypes and networks of other DARTS codes, read and written; and the files of networks."""
 
-from darts_min.convert.genotype_texts import format_genotype, parse_genotype
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype, read_genotype
 from darts_min.convert.state_dicts import (
     network_from_nni,
     network_from_pytorchcv,
@@ -21,6 +21,7 @@ __all__ = [
     "network_to_nni",
     "network_to_quark0",
     "parse_genotype",
+    "read_genotype",
     "save_network",
     "supernet_from_quark0",
     "supernet_to_quark0",

@@ -2,13 +2,13 @@
 
 "quark0" is the original code, "nni" NNI 3.0. Their networks differ from ours in the names of the
 tensors only. In the supernet, one tensor of ours also holds, side by side, what belongs to all the
-edges that leave a state. Reading takes off the prefix `module.` of DataParallel and the wrapping of
-NNI's drop path. Files written before PyTorch 0.4.1 lack `num_batches_tracked`, which becomes 0.
+edges that leave a state. Reading takes off what others put around the names (`unwrapped`). Files
+written before PyTorch 0.4.1 lack `num_batches_tracked`, which becomes 0.
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from darts_min.operations import (
 from darts_min.supernet import Supernet, edges_by_state
 
 StateDict = Mapping[str, Tensor]
+
+# Entries that count: of thop (operations, parameters) and of torch.optim.swa_utils.
+BOOKKEEPING = ("total_ops", "total_params", "n_averaged")
 
 # For each class of operation: the names of its layers here -> in the original code.
 LAYERS = {
@@ -308,11 +311,39 @@ def _from_names(state_dict: StateDict, genotype: Genotype, num_cells: int, form:
 
 
 def unwrapped(state_dict: StateDict) -> dict[str, Tensor]:
-    """Take the prefix of DataParallel and the wrapping of NNI's drop path off the names."""
-    if all(key.startswith("module.") for key in state_dict):
-        state_dict = {key.removeprefix("module."): t for key, t in state_dict.items()}
+    """Return the state dict under the names that the network itself gives its tensors.
+
+    Takes off what stands before all names (`module.`, `model.`, ...), what torch.compile and NNI's
+    drop path insert, and the entries that only count. Raises ValueError if there are several
+    networks.
+    """
+    names = {
+        key: key.replace("_orig_mod.", "")
+        for key in state_dict
+        if key.rpartition(".")[2] not in BOOKKEEPING
+    }
+    prefixes = _prefixes(names.values())
+    if len(prefixes) > 1:
+        listed = ", ".join(prefix + "*" for prefix in prefixes)
+        raise ValueError(f"state dict: several networks, {listed}; save the tensors of one")
+    prefix = prefixes[0] if prefixes else ""
     wrapping = re.compile(r"(stages\.\d+\.\d+\.ops\.\d+\.\d+)\.0\.(?=\d+\.|conv_|bn\.)")
-    return {wrapping.sub(r"\1.", key): tensor for key, tensor in state_dict.items()}
+    return {
+        wrapping.sub(r"\1.", name.removeprefix(prefix)): state_dict[key]
+        for key, name in names.items()
+    }
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return what stands before the names of a network's first parts, each prefix once.
+
+    The first parts are pytorchcv's `features.stage1`, or the stem, or the cells.
+    """
+    for part in (r"features\.stage1\.", r"stem0?\.", r"(cells|stages)\.\d"):
+        found = (re.match(rf"((?:\w+\.)*?){part}", name) for name in names)
+        if prefixes := sorted({match[1] for match in found if match}):
+            return prefixes
+    return []
 
 
 def _sizes(state_dict: StateDict, first_key: str) -> tuple[torch.Size, torch.Size]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.convert.state_dicts import (
+    BOOKKEEPING,
     StateDict,
     count_distinct,
     network_from_nni,
@@ -23,6 +24,15 @@ from darts_min.network import Network
 from darts_min.run.files import load_file, to_bytes, write_atomically
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CHECKPOINT_KEYS = (  # where other codes put the state dict
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+)
 SHIPPED = Path(__file__).parent / "pretrained"
 
 
@@ -116,10 +126,11 @@ def _from_ours(content: dict[str, Any]) -> Network:
 
 def _from_state_dict(content: Any, genotype: str | None) -> Network:
     """Read a state dict of another code, which may be one of the entries of a checkpoint."""
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    for _ in range(2):
+        inner = [content.get(key) for key in CHECKPOINT_KEYS] if isinstance(content, dict) else []
+        content = next((entry for entry in inner if isinstance(entry, dict)), content)
     _check_tensors(content)
+    content = unwrapped(content)
     form = form_of(content)
     if form == "quark0 search":
         raise ValueError(
@@ -130,7 +141,11 @@ def _from_state_dict(content: Any, genotype: str | None) -> Network:
         own = any(key.startswith("cells.0.edges.") for key in content)
         raise ValueError(
             "neither a network file nor a state dict of the original code's or NNI's"
-            + (", but one of this project's without its genotype: use save_network" if own else "")
+            + (
+                ", but one of this project's without its genotype: use save_network"
+                if own
+                else f" (the first name is {next(iter(content), None)!r})"
+            )
         )
     details = {}
     if form == "pytorchcv":
@@ -230,6 +245,8 @@ def _check_tensors(state_dict: Any) -> None:
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"neither a network file nor a state dict: {key!r} is not a tensor")
+        if key.rpartition(".")[2] in BOOKKEEPING:
+            continue
         is_count = key.endswith("num_batches_tracked") and tensor.dtype == torch.int64
         if (
             tensor.layout != torch.strided

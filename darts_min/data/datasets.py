@@ -390,11 +390,10 @@ def folder_dataset(
     channels: int | None,
 ) -> Dataset:
     """Load a folder of images into memory, or leave them in their files: see `load_dataset`."""
-    train, test, classes = find_files(root, channels or 3)
-    notes = ()
+    train, test, classes, notes = find_files(root, channels or 3)
     first_of_each_class = train.paths[np.unique(train.labels, return_index=True)[1]]
     if channels is None and all(is_grey(path) for path in first_of_each_class):
-        notes = ("pictures are grey and were read as RGB; --channels 1 reads one channel",)
+        notes += ("pictures are grey and were read as RGB; --channels 1 reads one channel",)
     if in_memory == "auto":
         num_images = len(train.labels) + len(test.labels)
         size = image_size or read_image(train.paths[0]).shape[0]

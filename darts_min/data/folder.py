@@ -6,19 +6,21 @@ train_imagenet.py. Its random numbers depend on the seed, the epoch and the batc
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from darts_min.data.batches import Batches, to_device
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".tga"}
+IMAGE_SUFFIXES |= {".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".pnm"}
 IMAGENET_STATISTICS = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
@@ -37,12 +39,15 @@ class ImageFiles(NamedTuple):
         return ImageFiles(self.paths[index.numpy()], self.labels[index], self.channels)
 
 
-def find_files(root: str | Path, channels: int = 3) -> tuple[ImageFiles, ImageFiles, list[str]]:
-    """Return the files of `root/train/<class>/*` and `root/test/<class>/*`, and the classes.
+def find_files(
+    root: str | Path, channels: int = 3
+) -> tuple[ImageFiles, ImageFiles, list[str], tuple[str, ...]]:
+    """Return the files of `root/train/<class>/*` and `root/test/<class>/*`, the classes, and notes.
 
-    Files and classes are in the order of their names; names that begin with a dot are skipped.
-    Raises ValueError on anything that a user can set right, and on a link that leads out of the
-    folder; only `train` and `test` themselves may be such links.
+    Files and classes are in the order of their names; names that begin with a dot are skipped. A
+    note counts the other files that are passed over, by their suffix. Raises ValueError on anything
+    that a user can set right, and on a link that leads out of the folder; only `train` and `test`
+    themselves may be such links.
     """
     root = Path(root)
     classes, test_classes = (_class_names(root / part) for part in ("train", "test"))
@@ -51,15 +56,24 @@ def find_files(root: str | Path, channels: int = 3) -> tuple[ImageFiles, ImageFi
         raise ValueError(f"folder {root}: classes {odd} are in only one of train and test")
     if len(classes) < 2:
         raise ValueError(f"folder {root / 'train'}: one class, {classes[0]!r}; two are needed")
-    parts = []
+    parts, passed_over = [], Counter()
     for part in (root / "train", root / "test"):
         inside = (root.resolve(), part.resolve())
-        paths = [_image_paths(part / name, inside) for name in classes]
+        paths = [_image_paths(part / name, inside, passed_over) for name in classes]
         sizes = torch.tensor([len(of_class) for of_class in paths])
         labels = torch.arange(len(classes)).repeat_interleave(sizes)
         paths = np.array([path for of_class in paths for path in of_class])
         parts.append(ImageFiles(paths, labels, channels))
-    return parts[0], parts[1], classes
+    notes = ()
+    if passed_over:
+        found = f"{passed_over.total()} entries of class folders ({_listed(passed_over)})"
+        notes = (f"{found} are not read, because their suffix is not that of a picture",)
+    return parts[0], parts[1], classes, notes
+
+
+def _listed(passed_over: Counter[str]) -> str:
+    """Return for example "30 .heic, 2 folders", the most frequent kind first."""
+    return ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common(10))
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -77,7 +91,9 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _image_paths(folder: Path, inside: tuple[Path, ...]) -> list[str]:
+def _image_paths(folder: Path, inside: tuple[Path, ...], passed_over: Counter[str]) -> list[str]:
+    """Return the sorted paths of the pictures in a folder; count the rest in `passed_over`."""
+
     def refuse_way_out(path: str | Path) -> None:
         if not any(Path(path).resolve().is_relative_to(place) for place in inside):
             raise ValueError(
@@ -86,11 +102,14 @@ def _image_paths(folder: Path, inside: tuple[Path, ...]) -> list[str]:
             )
 
     refuse_way_out(folder)
-    paths = []
+    paths, others = [], Counter()
     with os.scandir(folder) as entries:  # knows what is a link without a call for each file
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith(".") or suffix not in IMAGE_SUFFIXES:
+            if entry.name.startswith("."):
+                continue
+            if suffix not in IMAGE_SUFFIXES:
+                others["folders" if entry.is_dir() else suffix or "without suffix"] += 1
                 continue
             if entry.is_symlink():
                 refuse_way_out(entry.path)
@@ -98,7 +117,9 @@ def _image_paths(folder: Path, inside: tuple[Path, ...]) -> list[str]:
                 raise ValueError(f"image {entry.path} is not a file")
             paths.append(entry.path)
     if not paths:
-        raise ValueError(f"folder {folder}: no images")
+        has = f"; it has {_listed(others)}" if others else ""
+        raise ValueError(f"folder {folder}: no images{has}")
+    passed_over.update(others)
     return sorted(paths)
 
 
@@ -121,8 +142,11 @@ def read_image(
             elif image_size and image.size != (image_size, image_size):
                 image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return _array_of(image)
+    except UnidentifiedImageError:  # its message has the path again
+        raise ValueError(f"image {path} cannot be read: Pillow knows no such picture") from None
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
-        raise ValueError(f"image {path} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"image {path} cannot be read: {reason}") from None
 
 
 def _array_of(image: Image.Image) -> np.ndarray:
