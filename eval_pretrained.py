@@ -125,16 +125,18 @@ def classify_pictures(network: Network, args: argparse.Namespace, machine: Machi
     """Print the five most likely classes of each picture; write no file."""
     details = ORIGINAL[network.config["stem"]] | network.details
     size, num_classes = args.image_size or details["image_size"], network.config["num_classes"]
-    if network.config["in_channels"] != 3:
-        raise ValueError(f"network {args.weights} does not take pictures in colour")
+    channels = network.config["in_channels"]
+    if channels not in (1, 3):
+        raise ValueError(f"network {args.weights} takes images of {channels} channels, no pictures")
     if args.image:
-        pictures = {path: read_image(path, size, details["crop"]) for path in args.image}
+        pictures = {path: read_image(path, size, details["crop"], channels) for path in args.image}
     else:
         pictures = {}
         for i, name in enumerate(DRAWN):
             drawing = Image.open(DRAWINGS).crop((256 * i, 0, 256 * (i + 1), 256))
             drawing = drawing.resize((size, size), Image.Resampling.BOX)
-            pictures[f"drawing of {name}"] = np.asarray(drawing)
+            drawing = np.asarray(drawing.convert("RGB" if channels == 3 else "L"))
+            pictures[f"drawing of {name}"] = drawing.reshape(size, size, channels)
     images = torch.from_numpy(np.stack(list(pictures.values()))).to(machine.device)
     statistics = torch.tensor(details["mean"]), torch.tensor(details["std"])
     labels = torch.zeros(len(images), dtype=torch.long, device=machine.device)
@@ -154,8 +156,8 @@ def classify_pictures(network: Network, args: argparse.Namespace, machine: Machi
 
 def load_test_images(
     network: Network, args: argparse.Namespace, machine: Machine, dataset: Dataset | None
-) -> tuple[list[str], Loader | FileLoader]:
-    """Return the classes, and a loader of the test images as the network was trained on them.
+) -> tuple[Dataset, Loader | FileLoader]:
+    """Return the dataset, and a loader of its test images as the network was trained on them.
 
     Raises ValueError if the network has other classes or another number of channels.
     """
@@ -165,7 +167,9 @@ def load_test_images(
     image_size, crop = args.image_size or details.get("image_size"), details.get("crop", False)
     if dataset is None:
         where = args.dataset, args.data_dir, image_size, args.seed, args.in_memory, machine.device
-        dataset = load_dataset(*where, crop, channels=args.channels)
+        is_grey = args.dataset == "folder" and network.config["in_channels"] == 1
+        channels = args.channels or (1 if is_grey else None)
+        dataset = load_dataset(*where, crop, channels=channels)
     test, classes = dataset.test, dataset.classes
     for what, of_data, of_network in (
         ("classes", len(classes), network.config["num_classes"]),
@@ -198,14 +202,15 @@ def load_test_images(
         memory_format=machine.memory_format,
         crop=crop,
     )
-    return classes, loader
+    return dataset, loader
 
 
 def evaluate_on_dataset(
     network: Network, args: argparse.Namespace, machine: Machine, dataset: Dataset | None
 ) -> dict:
     """Evaluate the network on the test images; write a run folder."""
-    classes, loader = load_test_images(network, args, machine, dataset)
+    dataset, loader = load_test_images(network, args, machine, dataset)
+    classes = dataset.classes
     parameters = count_parameters(network) / 1e6
     multiply_adds = count_multiply_adds(network, loader.image_size) / 1e6
     limit = 2 if args.fast_dev_run else None
@@ -214,6 +219,8 @@ def evaluate_on_dataset(
         f"{args.weights}: {parameters:.3f} M parameters (without the auxiliary head), "
         f"{multiply_adds:.1f} M multiply-adds"
     )
+    for note in dataset.notes:
+        run.log(note)
     folded = fold_batch_norm(network).to(machine.device, memory_format=machine.memory_format)
     steps = limit or len(loader)
     started = time.perf_counter()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from darts_min.convert.genotype_texts import format_genotype, parse_genotype
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype, read_genotype
 from darts_min.convert.weights import load_network, save_network
 from darts_min.data import (
     Dataset,
@@ -184,8 +184,8 @@ def train_epoch(
 
 def load_images(
     args: argparse.Namespace, dataset: Dataset | None, machine: Machine, base: Network | None
-) -> tuple[Images | ImageFiles, list[str], Statistics, Loader | FileLoader, Loader | FileLoader]:
-    """Return the training images, their classes and statistics, and loaders for training and test.
+) -> tuple[Dataset, Images | ImageFiles, Statistics, Loader | FileLoader, Loader | FileLoader]:
+    """Return the dataset, its training images, their statistics, loaders for training and test.
 
     The images have the size and the statistics of those that `base` was trained on.
     """
@@ -226,7 +226,7 @@ def load_images(
         )
         for part in (train, test)
     ]
-    return train, dataset.classes, statistics, *loaders
+    return dataset, train, statistics, *loaders
 
 
 def make_network(
@@ -308,11 +308,15 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
     if args.sync_bn and machine.device.type != "cuda":
         raise ValueError(f"--sync-bn: PyTorch has it for CUDA only, the device is {machine.device}")
     base = None if args.init_from is None else load_network(args.init_from, args.genotype)
-    train, classes, statistics, train_loader, test_loader = load_images(
+    dataset, train, statistics, train_loader, test_loader = load_images(
         args, dataset, machine, base
     )
+    classes, notes = dataset.classes, list(dataset.notes)
+    if base is None and (note := read_genotype(args.genotype)[1]):
+        notes.append(f"genotype: {note}")
     args = settle(args, base, train)
-    network, notes = make_network(args, base, train, classes, train_loader.image_size)
+    network, lines = make_network(args, base, train, classes, train_loader.image_size)
+    notes += lines
     network.to(machine.device, memory_format=machine.memory_format)
     if args.freeze_features:
         network.requires_grad_(False).eval()  # also BN keeps its statistics

@@ -36,6 +36,7 @@ from darts_min.data import (
     balanced_subset,
     channel_statistics,
     generator_of,
+    into_memory,
     load_dataset,
     split_half,
 )
@@ -196,23 +197,24 @@ def check_recordable(args: argparse.Namespace) -> None:
 
 def load_halves(
     args: argparse.Namespace, dataset: Dataset | None, machine: Machine
-) -> tuple[Images, list[str], Loader, Loader, Loader]:
-    """Return the training images, their classes, and loaders of the halves for w and for alpha.
+) -> tuple[Dataset, Images, Loader, Loader, Loader]:
+    """Return the dataset, its images to search on, and loaders of the halves for w and for alpha.
 
     The third loader gives the half for alpha without augmentation.
     """
     if dataset is None:
         where = args.dataset, args.data_dir, args.image_size, args.seed
         with machine.first_alone():
-            dataset = load_dataset(*where, channels=args.channels)
+            dataset = load_dataset(*where, "auto", machine.device, channels=args.channels)
     train, generator = dataset.train, torch.Generator().manual_seed(args.seed)
+    if args.subset is not None:
+        train = balanced_subset(train, args.subset, generator)
+    train = into_memory(train, args.image_size, machine.device)
     image_size = train.images.size(1)
     if args.stem == "imagenet" and image_size <= 32:  # BN in the last cells would see one pixel
         raise ValueError(
             f"--stem imagenet: needs --image-size above 32, the images have {image_size}"
         )
-    if args.subset is not None:
-        train = balanced_subset(train, args.subset, generator)
     make_loader = partial(
         Loader,
         batch_size=args.batch_size,
@@ -225,7 +227,7 @@ def load_halves(
         make_loader(half, seed=args.seed, stream=stream, augment=True, cutout=args.search_cutout)
         for stream, half in enumerate(halves)
     )
-    return train, dataset.classes, w_loader, alpha_loader, make_loader(halves[1])
+    return dataset, train, w_loader, alpha_loader, make_loader(halves[1])
 
 
 def make_supernet(
@@ -302,7 +304,7 @@ def train_epoch(
     def penalty(alphas):
         return alpha_step.scale(model.relaxation.penalty(alphas))
 
-    more = grad_accum, penalty  # in how many parts to take a batch, and a summand of L_val
+    options = {"grad_accum": grad_accum, "penalty": penalty}
     # The two functions as they are; with --cuda-graphs, recorded anew in each epoch.
     alpha_gradient, w_gradient = machine.recorded(architecture_gradient, forward_backward)
     for train_batch, val_batch in batches:
@@ -310,15 +312,15 @@ def train_epoch(
         # grad_alpha L_val(w - xi grad_w L_train(w, alpha), alpha).
         if alpha_step is not None:
             with machine.autocast():
-                gradient = alpha_gradient(
-                    model, loss_fn, train_batch, val_batch, xi, w_step.optimizer, *more
+                alpha_grads = alpha_gradient(
+                    model, loss_fn, train_batch, val_batch, xi, w_step.optimizer, **options
                 )
-            alpha_step(gradient)
+            alpha_step(alpha_grads)
 
         # Alg. 1, line 2: update w by descending grad_w L_train(w, alpha).
         w_step.zero_grad()
-        gradient, loss, outputs = w_gradient(model, train_batch, w_step, machine, grad_accum)
-        if w_step(gradient, loss=loss):
+        w_grads, loss, outputs = w_gradient(model, train_batch, w_step, machine, grad_accum)
+        if w_step(w_grads, loss=loss):
             yield from outputs
 
 
@@ -349,10 +351,10 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
 def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | None) -> dict:
     """Search once; write the run folder, and return the result."""
     torch.manual_seed(args.seed)
-    how = args.amp, args.channels_last, args.deterministic, args.compile, args.cuda_graphs
-    machine = Machine(args.device, *how)
-    train, classes, w_loader, alpha_loader, eval_loader = load_halves(args, dataset, machine)
-    model = make_supernet(args, len(classes), train.channels, machine)
+    machine = Machine(args.device, args.amp, args.channels_last, args.deterministic, args.compile)
+    dataset, train, w_loader, alpha_loader, eval_loader = load_halves(args, dataset, machine)
+    num_classes = len(dataset.classes)
+    model = make_supernet(args, num_classes, train.channels, machine)
     model.genotype(max_skips=args.max_skips)  # ValueError if no cell is allowed
     steps_per_epoch = min(2 if args.fast_dev_run else math.inf, len(w_loader))
     w_step, alpha_step = make_steps(args, model, machine, steps_per_epoch)
@@ -366,11 +368,13 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
         run.report(progress.epoch + 1, texts={"arguments": markdown_table(vars(args))})
         run.log(
             f"search on {args.dataset}: {len(train.labels) // 2} images for w, "
-            f"{math.ceil(len(train.labels) / 2)} for alpha, {len(classes)} classes; supernet with "
+            f"{math.ceil(len(train.labels) / 2)} for alpha, {num_classes} classes; supernet with "
             f"{count_parameters(model) / 1e6:.3f} M parameters, "
             f"{count_multiply_adds(model, w_loader.image_size) / 1e6:.1f} M multiply-adds on "
             f"{machine.device}; run folder {run.path}"
         )
+        for note in dataset.notes:
+            run.log(note)
         watch = EigenvalueWatch(args, progress)
         previous = format_genotype(model.genotype(max_skips=args.max_skips), "quark0")
         for epoch in progress.epochs():

@@ -6,7 +6,7 @@
 `--data` holds cells and the accuracy that NAS-Bench-301 predicts: `{"cells": [{"normal": [[op,
 predecessor], ...], "reduce": [...], "val_accuracy": %}, ...]}`. Several forms of regression are
 compared by repeated cross-validation; the one to ship has the fewest features among those within
-one standard error of the best. Two minutes on one core, the same figures every time.
+one standard error of the best. A minute on one core, the same figures every time.
 `--published` compares estimates with the errors that papers report (published_cells.json).
 """
 
@@ -372,8 +372,8 @@ def write_coefficients(
     }
     fields = {
         "source": f"benchmarks/estimate.py, {len(y)} cells of NAS-Bench-301's surrogate",
-        "intercept": model["intercept"],
-        "noise": factors[0] * model["noise"],
+        "intercept": round(float(model["intercept"]), 7),
+        "noise": round(float(factors[0] * model["noise"]), 7),
     }
     fields |= {key: [float(f"{x:.6g}") for x in values] for key, values in arrays.items()}
     rows = (f'"{key}": {json.dumps(value)}' for key, value in fields.items())
@@ -423,8 +423,8 @@ def print_published() -> None:
             f"{row['name']:20} {row['error']:7.2f}  {row['parameters']:12.2f}  {e.accuracy:10.2f}"
             f"  {e.std:.2f}  {e.percentile:10.2f}  {row['source']}"
         )
-    for group in dict.fromkeys(row["group"] for row in rows):
-        part = [row for row in rows if row["group"] == group]
+    for group in ("methods", "SGAS", "all"):
+        part = [row for row in rows if group in (row["group"], "all")]
         errors = np.array([row["error"] for row in part])
         for what, values in (
             ("estimate", [row["estimate"].accuracy for row in part]),

@@ -16,7 +16,7 @@ def architecture_gradient(
     val_batch: tuple,
     xi: float,
     w_optimizer: torch.optim.Optimizer | None = None,
-    parts: int = 1,
+    grad_accum: int = 1,
     penalty: Callable[[list[Tensor]], Tensor] | None = None,
 ) -> list[Tensor]:
     """Return d L_val(w'(alpha), alpha) / d alpha, one tensor for each of `model.alphas()`.
@@ -28,8 +28,8 @@ def architecture_gradient(
     grad_alpha L_val(w', alpha) - xi * grad2_{alpha,w} L_train(w, alpha) grad_w' L_val(w', alpha),
     where the last product is a finite difference (Eq. 8).
 
-    A batch is `(input, target)`, a loss `loss_fn(model(input), target)`. With `parts` > 1 both are
-    tensors, and the loss is the mean over that many equal parts of the batch, one at a time.
+    A batch is `(input, target)`, a loss `loss_fn(model(input), target)`. With `grad_accum` > 1
+    both are tensors, and the loss is the mean over so many equal parts of the batch, one at a time.
     `penalty(alphas)`, where given, is a summand of L_val. Weights, alphas, their `.grad` and
     `requires_grad`, buffers, optimizer and random state are left as they were: all variants of w
     are separate tensors, and what is random in the model is drawn alike for all of them. What a
@@ -48,13 +48,15 @@ def architecture_gradient(
 
     def gradients(batch: tuple, w: Parameters, wrt: Parameters) -> list[Tensor]:
         """Differentiate the loss of `batch` at (w, alpha) by the tensors of `wrt`."""
-        batches = [batch] if parts == 1 else zip(*(t.chunk(parts) for t in batch), strict=True)
+        batches = [batch]
+        if grad_accum > 1:
+            batches = zip(*(t.chunk(grad_accum) for t in batch), strict=True)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         sums: list[Tensor] = []
         with torch.random.fork_rng(devices), torch.enable_grad():
             for inputs, target in batches:
                 output = functional_call(model, {**w, **alpha, **buffers}, (inputs,))
-                loss = loss_fn(output, target) / parts
+                loss = loss_fn(output, target) / grad_accum
                 if loss.requires_grad:
                     grads = torch.autograd.grad(loss, wrt.values(), materialize_grads=True)
                 else:  # GDAS can draw `none` everywhere

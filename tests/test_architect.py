@@ -320,7 +320,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(xi):
     whole = architecture_gradient(model, F.cross_entropy, *tiny_batches(), xi)
     assert set(seen) == {8}
     seen.clear()
-    parts = architecture_gradient(model, F.cross_entropy, *tiny_batches(), xi, parts=4)
+    parts = architecture_gradient(model, F.cross_entropy, *tiny_batches(), xi, grad_accum=4)
     assert set(seen) == {2}
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -332,9 +332,9 @@ def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
 def test_a_fast_dev_run_takes_every_kind_of_step(tmp_path, monkeypatch):
     steps = []
 
-    def spy(*arguments):
+    def spy(*arguments, **options):
         steps.append(1)
-        return architecture_gradient(*arguments)
+        return architecture_gradient(*arguments, **options)
 
     monkeypatch.setattr(train_search, "architecture_gradient", spy)
     arguments = [*SEARCH, "--alpha-warmup-epochs", "15", "--hessian-every", "5"]
@@ -432,7 +432,7 @@ def test_an_alpha_step_gets_what_the_arguments_say(tmp_path, monkeypatch):
     """xi is the rate of w in the second order; FairDARTS has a penalty, and its alphas are 0."""
     steps, largest = [], []
 
-    def spy(model, loss_fn, train_batch, val_batch, xi, w_optimizer, parts, penalty):
+    def spy(model, loss_fn, train_batch, val_batch, xi, w_optimizer, grad_accum, penalty):
         steps.append((xi, float(penalty([torch.full((5, 2), 2.0)] * 2))))
         largest.append(float(model.alphas_normal.abs().max()))
         return [torch.zeros_like(alpha) for alpha in model.alphas()]
@@ -462,9 +462,9 @@ def test_what_is_scheduled_grows_linearly():
 def test_alpha_warmup_leaves_the_alphas_alone(tmp_path, monkeypatch):
     alphas = []
 
-    def spy(model, *more):
+    def spy(model, *more, **options):
         alphas.append(model.alphas_normal.detach().clone())
-        return architecture_gradient(model, *more)
+        return architecture_gradient(model, *more, **options)
 
     monkeypatch.setattr(train_search, "architecture_gradient", spy)
     arguments = [*SEARCH, "--epochs", "2", "--alpha-warmup-epochs", "1", "--out-dir"]

@@ -129,16 +129,17 @@ def expand(raw: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def bend(intercept: float, deviation: float | np.ndarray) -> float | np.ndarray:
-    """Return half the difference, in %, to a regression of the error itself, which is as plausible.
+    """Return half the difference, in %, to what a regression of the error itself would say.
 
-    The two agree near the mean of the fitted cells, and part beyond the best and the worst of them.
+    The data cannot tell whether the features act on the error or on its logarithm: the two agree
+    near the mean of the fitted cells, and part beyond the best and the worst of them.
     """
     return math.exp(intercept) * (np.exp(deviation) - 1 - deviation) / 2
 
 
 @lru_cache(maxsize=1)
 def load_model() -> dict:
-    """Read the coefficients, once."""
+    """Read the coefficients, once; `root` is a square root of the weights' covariance."""
     model = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
     size = len(model["weights"])
     root = np.zeros((size, size))

@@ -1,6 +1,7 @@
 """Record what a step computes as CUDA graphs, so that a GPU does not wait for Python."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ class Recorded:
     def __init__(self, function: Callable, pool: Any):
         self.function, self.pool, self.calls = function, pool, 0
 
-    def __call__(self, *args):
+    def __call__(self, *args, **options):
         self.calls += 1
         if self.calls == 1:
-            return self.call_aside(args)
+            return self.call_aside(partial(self.function, *args, **options))
         if self.calls == 2:
             self.args = [tuple(t.clone() for t in a) if type(a) is tuple else a for a in args]
-            self.outputs = self.record(self.args)
+            self.again = partial(self.function, *self.args, **options)
+            self.outputs = self.record()
         for ours, given in zip(self.args, args, strict=True):
             if type(given) is tuple:
                 for tensor, new in zip(ours, given, strict=True):
@@ -35,20 +37,20 @@ class Recorded:
         self.replay()
         return self.outputs
 
-    def call_aside(self, args: Sequence) -> Any:
+    def call_aside(self, call: Callable[[], Any]) -> Any:
         """Call the function on the stream that will record it, as PyTorch demands."""
         self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            outputs = self.function(*args)
+            outputs = call()
         torch.cuda.current_stream().wait_stream(self.stream)
         return outputs
 
-    def record(self, args: Sequence) -> Any:
+    def record(self) -> Any:
         """Record a call, which computes nothing yet; return the tensors that replays will fill."""
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream):
-            return self.function(*args)
+            return self.again()
 
     def replay(self) -> None:
         self.graph.replay()

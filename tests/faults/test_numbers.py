@@ -141,8 +141,8 @@ def test_the_tenth_in_a_row_stops_the_run(train, case):
 def test_an_alpha_gradient_that_is_not_finite_is_named(train, monkeypatch):
     true = train_search.architecture_gradient
 
-    def wrong(*arguments):
-        normal, reduce = true(*arguments)
+    def wrong(*arguments, **options):
+        normal, reduce = true(*arguments, **options)
         return [normal, reduce * math.nan]
 
     monkeypatch.setattr(train_search, "architecture_gradient", wrong)
