@@ -141,3 +141,16 @@ def test_what_stays_on_its_device_is_no_transfer():
         ][0]
         torch.tensor([1.0, 2.0]).to(torch.float64).tolist()
     assert not +counts
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_on_a_gpu_are_those_of_the_cpu():
+    images = torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8)
+    data, statistics = Images(images, torch.arange(24)), (torch.zeros(3), torch.ones(3))
+    how = {"augment": True, "cutout": 4}
+    loaders = [Loader(data.to(device), 8, statistics, **how) for device in ("cpu", "cuda")]
+    for one in loaders:
+        one.cutout_prob = 0.5
+    for (x, target), (x_gpu, target_gpu) in zip(*loaders, strict=True):
+        torch.testing.assert_close(x_gpu.cpu(), x)
+        assert torch.equal(target_gpu.cpu(), target)
