@@ -111,6 +111,8 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
         help="probability of dropping an operation in the last epoch; grows linearly from 0")
     add("--checkpoint-cells", action="store_true",
         help="compute each cell again in the backward pass: less memory, more time")
+    add("--cuda-graphs", action="store_true",
+        help="on a GPU, record both halves of a step in each epoch, and replay them (not measured)")
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=("darts", "random"), default="darts",
         help="learn the alphas, or train random cells with shared weights and rank them")
@@ -166,6 +168,8 @@ def check_together(args: argparse.Namespace, given: set[str]) -> None:
         raise ValueError("--hessian-every: only 0 with --method random, whose alphas learn nothing")
     if args.relaxation == "gumbel" and args.compile:
         raise ValueError("--compile: not with --relaxation gumbel, each of whose steps differs")
+    if args.cuda_graphs:
+        check_recordable(args)
     if args.w_nesterov and not args.w_momentum:
         raise ValueError("--w-nesterov: needs a --w-momentum above 0")
     if args.w_nesterov and args.order == 2:
@@ -178,6 +182,20 @@ def check_together(args: argparse.Namespace, given: set[str]) -> None:
             f"{args.epochs}"
         )
     parse_space(args.space)
+
+
+def check_recordable(args: argparse.Namespace) -> None:
+    """Raise a ValueError that names what a CUDA graph cannot hold, such as random numbers."""
+    for flag, is_given in {
+        f"--method {args.method}": args.method == "random",
+        f"--relaxation {args.relaxation}": args.relaxation in ("gumbel", "dirichlet"),
+        f"--space {args.space}": "noise" in parse_space(args.space).primitives,
+        f"--search-drop-path {args.search_drop_path}": args.search_drop_path > 0,
+        "--checkpoint-cells": args.checkpoint_cells,
+        "--compile": args.compile,
+    }.items():
+        if is_given:
+            raise ValueError(f"--cuda-graphs: not with {flag}")
 
 
 def load_halves(
@@ -290,29 +308,31 @@ def train_epoch(
         return alpha_step.scale(model.relaxation.penalty(alphas))
 
     options = {"grad_accum": grad_accum, "penalty": penalty}
+    # The two functions as they are; with --cuda-graphs, recorded anew in each epoch.
+    alpha_gradient, w_gradient = machine.recorded(architecture_gradient, forward_backward)
     for train_batch, val_batch in batches:
         # Alg. 1, line 1: update alpha by descending
         # grad_alpha L_val(w - xi grad_w L_train(w, alpha), alpha).
         if alpha_step is not None:
             with machine.autocast():
-                alpha_grads = architecture_gradient(
+                alpha_grads = alpha_gradient(
                     model, loss_fn, train_batch, val_batch, xi, w_step.optimizer, **options
                 )
             alpha_step(alpha_grads)
 
         # Alg. 1, line 2: update w by descending grad_w L_train(w, alpha).
         w_step.zero_grad()
-        loss, outputs = forward_backward(model, train_batch, w_step, machine, grad_accum)
-        if w_step(loss=loss):
+        w_grads, loss, outputs = w_gradient(model, train_batch, w_step, machine, grad_accum)
+        if w_step(w_grads, loss=loss):
             yield from outputs
 
 
 def forward_backward(
     model: Supernet, batch: tuple, w_step: Step, machine: Machine, grad_accum: int
-) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+) -> tuple[list[Tensor | None], Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
     """Add up grad_w L_train(w, alpha) in `grad_accum` parts of a batch.
 
-    Return the loss of the batch, and (loss, logits, target) of each part.
+    Return this gradient, the loss of the batch, and (loss, logits, target) of each part.
     """
     mean_loss, outputs = 0.0, []
     for x, target in zip(*(t.chunk(grad_accum) for t in batch), strict=True):
@@ -322,7 +342,7 @@ def forward_backward(
         w_step.scale(loss / grad_accum).backward()
         mean_loss = mean_loss + loss.detach() / grad_accum
         outputs.append((loss.detach(), logits.detach(), target))
-    return mean_loss, outputs
+    return [p.grad for p in w_step.parameters], mean_loss, outputs
 
 
 def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:

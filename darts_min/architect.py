@@ -41,6 +41,9 @@ def architecture_gradient(
     w = {name: p.detach() for name, p in named.items() if id(p) not in alpha_ids}
     alpha = {name: p.detach().requires_grad_() for name, p in named.items() if id(p) in alpha_ids}
     device = next(iter(alpha.values())).device
+    # While a CUDA graph is recorded, its random state cannot be read, and nothing is random.
+    is_random = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    devices = [device] if is_random else []
     order = [next(name for name in alpha if named[name] is a) for a in model.alphas()]
 
     def gradients(batch: tuple, w: Parameters, wrt: Parameters) -> list[Tensor]:
@@ -50,7 +53,7 @@ def architecture_gradient(
             batches = zip(*(t.chunk(grad_accum) for t in batch), strict=True)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         sums: list[Tensor] = []
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        with torch.random.fork_rng(devices), torch.enable_grad():
             for inputs, target in batches:
                 output = functional_call(model, {**w, **alpha, **buffers}, (inputs,))
                 loss = loss_fn(output, target) / grad_accum

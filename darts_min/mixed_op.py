@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .kernels import from_phases, total, weighted_sums
-from .operations import OPS, BatchStatNorm, State
+from .operations import OPS, BatchStatNorm, State, drop_path_masks
 
 # (fan, ops): which operations of which edges to compute; None is all.
 Chosen = list[list[bool]] | None
@@ -46,8 +46,7 @@ class MixedOp(nn.Module):
         """
         keep = None
         if drop_path_prob is not None:  # whole edges, for each sample (arXiv 1909.09656, Sec. 5)
-            keep = torch.rand(self.fan, x.size(0), 1, 1, 1, device=x.device) >= drop_path_prob
-            keep = keep.to(x.dtype) / (1 - drop_path_prob)
+            keep = drop_path_masks(self.fan, x, drop_path_prob)
         if chosen is None:
             outputs = self.all_operations(State(x), mix, scale)
         else:

@@ -16,6 +16,7 @@ from .operations import (
     Skip,
     State,
     add_stem,
+    drop_path_masks,
     drop_path_probability,
     first_states,
     fold,
@@ -29,13 +30,11 @@ class Edge(nn.Module):
         super().__init__()
         self.op, self.predecessor = op, predecessor
 
-    def forward(self, states: list[State], drop_path_prob: Tensor | None) -> Tensor:
-        """Map the states (N, C, H, W) so far to (N, C, H', W')."""
+    def forward(self, states: list[State], keep: Tensor | None) -> Tensor:
+        """Map the states (N, C, H, W) so far to (N, C, H', W'), times `keep` if given."""
         state = states[self.predecessor]
         y = from_phases(self.op(state), state.x.size(0))
-        if drop_path_prob is None or isinstance(self.op, Skip):
-            return y
-        return drop_path(y, drop_path_prob)
+        return y if keep is None else y * keep
 
 
 class Cell(nn.Module):
@@ -64,16 +63,16 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: Tensor | None) -> Tensor:
         """Map two states to (N, concatenated nodes * C, H', W')."""
         states = [State(self.preprocess0(s0)), State(self.preprocess1(s1))]
+        keep: list[Tensor | None] = [None] * len(self.edges)
+        if drop_path_prob is not None:
+            dropped = [i for i, edge in enumerate(self.edges) if not isinstance(edge.op, Skip)]
+            masks = drop_path_masks(len(dropped), states[0].x, drop_path_prob)
+            for i, mask in zip(dropped, masks, strict=True):
+                keep[i] = mask
         for i in range(0, len(self.edges), 2):
-            first, second = (edge(states, drop_path_prob) for edge in self.edges[i : i + 2])
+            first, second = (self.edges[k](states, keep[k]) for k in (i, i + 1))
             states.append(State(first + second))
         return concatenate([states[i].x for i in self.concat])
-
-
-def drop_path(x: Tensor, prob: Tensor) -> Tensor:
-    """Zero whole samples of `x` (N, C, H, W) with probability `prob`, and scale up the others."""
-    keep = torch.rand(x.size(0), 1, 1, 1, device=x.device) >= prob
-    return x * (keep.to(x.dtype) / (1 - prob))
 
 
 class AuxiliaryHead(nn.Module):
@@ -143,7 +142,6 @@ class Network(nn.Module):
             "stem": stem,
             "auxiliary_second_bn": auxiliary_second_bn,
         }
-        c = init_channels
         c_prev_prev, c_prev = add_stem(self, stem, in_channels, init_channels, nn.BatchNorm2d)
         c = init_channels
         reduction_prev = stem == "imagenet"  # its two stems differ in size

@@ -332,3 +332,12 @@ def drop_path_probability(prob: float, training: bool, device: torch.device) -> 
     if not training or not prob:
         return None
     return torch.full((), prob, dtype=torch.float64, device=device)
+
+
+def drop_path_masks(edges: int, x: Tensor, prob: Tensor) -> Tensor:
+    """Draw factors for the samples of `x` (N, C, H, W) on so many edges: (edges, N, 1, 1, 1).
+
+    A factor is 0 with probability `prob`, else 1 / (1 - prob), so that its mean is 1.
+    """
+    keep = torch.rand(edges, x.size(0), 1, 1, 1, device=x.device) >= prob
+    return keep.to(x.dtype) / (1 - prob)

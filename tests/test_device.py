@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import darts_min.run.machine
 import train_final
 import train_search
 from darts_min.architect import architecture_gradient
@@ -109,6 +110,14 @@ def test_a_gpu_adds_up_in_float32(backend, flag):
         assert getattr(backend, flag) is False
     finally:
         setattr(backend, flag, before)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_tries_its_kernels_unless_deterministic(monkeypatch, deterministic):
+    monkeypatch.setattr(darts_min.run.machine, "make_deterministic", lambda: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    Machine("cpu", deterministic=deterministic)
+    assert torch.backends.cudnn.benchmark is not deterministic
 
 
 @pytest.mark.parametrize("native", [True, False])

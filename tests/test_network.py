@@ -12,8 +12,8 @@ import darts_min.network
 from darts_min.convert.weights import load_network, save_network
 from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, unused_states
 from darts_min.judge.cost import count_multiply_adds, count_parameters
-from darts_min.network import Network, drop_path, fold_batch_norm
-from darts_min.operations import OPS
+from darts_min.network import Network, fold_batch_norm
+from darts_min.operations import OPS, drop_path_masks
 
 V1, V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -270,9 +270,9 @@ def test_counting_multiply_adds_equals_a_sum_over_layers_and_leaves_no_trace(siz
 def test_drop_path_zeroes_whole_samples_and_scales_up_the_others():
     torch.manual_seed(0)
     x = torch.rand(2000, 3, 2, 2, dtype=torch.float64) + 0.5
-    before = x.clone()
-    y = drop_path(x, 0.3)
-    assert torch.equal(x, before) and y.dtype == x.dtype
+    (mask,) = drop_path_masks(1, x, 0.3)
+    y = x * mask
+    assert y.dtype == x.dtype
     ratio = (y / x).flatten(1)
     kept = ratio[:, 0] != 0
     close(ratio, (kept.double() / 0.7)[:, None].expand(-1, 12))
@@ -282,7 +282,7 @@ def test_drop_path_zeroes_whole_samples_and_scales_up_the_others():
 def test_drop_path_keeps_the_expectation():
     torch.manual_seed(0)
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64)
-    mean = sum(drop_path(x, 0.2) for _ in range(4000)) / 4000
+    mean = x * drop_path_masks(4000, x, 0.2).mean(0)
     assert ((mean - x).abs() <= 0.04 * x.abs()).all()
 
 
@@ -292,15 +292,15 @@ def test_drop_path_is_for_training_and_spares_identities(monkeypatch, training, 
     network.drop_path_prob = prob
     seen = []
 
-    def spy(x, p):
-        seen.append(p)
-        return x
+    def spy(edges, x, p):
+        seen.append((edges, p))
+        return torch.ones(edges, len(x), 1, 1, 1)
 
-    monkeypatch.setattr(darts_min.network, "drop_path", spy)
+    monkeypatch.setattr(darts_min.network, "drop_path_masks", spy)
     network(images(8))
     # Two normal cells with 6 edges that are no skips; two reduction cells in which no skip starts
     # at an input, so that all 3 of them are identities.
-    assert seen == ([0.3] * (2 * 6 + 2 * 5) if training and prob else [])
+    assert seen == ([(edges, 0.3) for edges in (6, 5, 5, 6)] if training and prob else [])
 
 
 def test_identities_are_passed_on_although_all_else_is_dropped():

@@ -13,6 +13,7 @@ from darts_min.kernels import (
     _DepthwiseOnCPU,
     concatenate,
     from_phases,
+    grouped_pointwise,
     subsample,
     to_phases,
     total,
@@ -171,6 +172,19 @@ def test_depthwise_conv_equals_conv2d(kernel, stride, size, layout):
     op = DepthwiseConv(4, kernel, stride).double()
     x, weight = double(2, 4, size - 3, size, layout=layout), op.weight
     ours, expected = op(x), F.conv2d(x, weight, None, stride, kernel // 2, groups=4)
+    close(ours, expected)
+    for our_grad, grad in zip(
+        gradients(ours, x, weight), gradients(expected, x, weight), strict=True
+    ):
+        close(our_grad, grad)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_grouped_pointwise_equals_conv2d(groups, layout):
+    x = double(2, groups * 3, 5, 6, layout=layout)
+    weight = double(groups * 2, 3, 1, 1, layout=layout, seed=1)
+    ours, expected = grouped_pointwise(x, weight), F.conv2d(x, weight, groups=groups)
     close(ours, expected)
     for our_grad, grad in zip(
         gradients(ours, x, weight), gradients(expected, x, weight), strict=True

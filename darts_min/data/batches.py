@@ -5,7 +5,7 @@ and resume at any batch, with any number of workers, and processes that share an
 exchange messages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ def generator_of(*key: int) -> torch.Generator:
     """Return a generator on the CPU whose numbers depend on `key` alone."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(seed))
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Move tensors of whole numbers, each (N,), to `device`; bool may become int64.
+
+    A GPU gets all of them in one copy from pinned memory, so that neither side waits.
+    """
+    if device.type == "cpu":
+        return tensors
+    return torch.stack(tensors).pin_memory().to(device, non_blocking=True).unbind()
 
 
 class Batches:

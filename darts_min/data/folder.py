@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from darts_min.data.batches import Batches
+from darts_min.data.batches import Batches, to_device
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".tga"}
 IMAGE_SUFFIXES |= {".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -260,7 +260,7 @@ class FileLoader:
             # Normalised here, because bytes are a quarter of what the workers would have to send.
             images = images.to(self.device, non_blocking=True).float()
             x = torch.addcmul(self.shift, images, self.scale).permute(0, 3, 1, 2)
-            target = self.labels[index].to(self.device, non_blocking=True)
+            (target,) = to_device([self.labels[index]], self.device)
             yield x.contiguous(memory_format=self.memory_format), target
 
 

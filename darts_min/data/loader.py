@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from darts_min.data.batches import Batches
+from darts_min.data.batches import Batches, to_device
 from darts_min.data.datasets import Images
 from darts_min.data.folder import FileLoader, ImageFiles
 
@@ -91,9 +91,10 @@ class Loader:
     def epoch(self, number: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch, from `first_batch` on."""
         for index, generator in self.batches.epoch(number, first_batch):
-            index = index.to(self.labels.device)
+            draws = self.draw(len(index), generator) if self.augment else []
+            index, *draws = to_device([index, *draws], self.labels.device)
             if self.augment:
-                yield self.augmented(index, generator), self.labels[index]
+                yield self.augmented(index, *draws), self.labels[index]
             else:
                 yield self.normalise(self.images[index]), self.labels[index]
 
@@ -102,22 +103,30 @@ class Loader:
         x = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=self.memory_format)
 
-    def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop, flip, normalise and cut out the images at `index`: (N, C, H, W) float32."""
-        n, (h, w), device = len(index), self.images.shape[1:3], index.device
+    def draw(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        """Draw what `augmented` takes, each (n,), on the CPU: the same numbers on every device."""
 
-        def draw(low: int, high: int) -> Tensor:  # in low..high - 1, the same on every device
-            return torch.randint(low, high, (n,), generator=generator).to(device)
+        def below(low: int, high: int) -> Tensor:
+            return torch.randint(low, high, (n,), generator=generator)
 
-        top, left = draw(-PADDING, PADDING + 1), draw(-PADDING, PADDING + 1)
-        flip = draw(0, 2).bool()
-        x = self.normalise(crop_and_flip(self.images, index, top, left, flip))
+        moves = [below(-PADDING, PADDING + 1), below(-PADDING, PADDING + 1), below(0, 2)]
+        if not self.cutout:
+            return moves
+        hole = [below(0, size) for size in self.images.shape[1:3]]
+        return [*moves, *hole, torch.rand(n, generator=generator) < self.cutout_prob]
+
+    def augmented(
+        self, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, *hole: Tensor
+    ) -> Tensor:
+        """Crop, flip, normalise and cut out the images at `index`: (N, C, H, W) float32.
+
+        All arguments are (N,). `hole`, with cutout: its centre, and whether there is one.
+        """
+        x = self.normalise(crop_and_flip(self.images, index, top, left, flip.bool()))
         if self.cutout:
-            mask = cutout_mask(draw(0, h), draw(0, w), h, w, self.cutout)
-            if self.cutout_prob < 1:
-                spared = torch.rand(n, generator=generator) >= self.cutout_prob
-                mask = torch.where(spared.to(device)[:, None, None, None], 1, mask)
-            x *= mask
+            cy, cx, is_cut = hole
+            mask = cutout_mask(cy, cx, *self.images.shape[1:3], self.cutout)
+            x *= torch.where(is_cut.bool()[:, None, None, None], mask, 1)
         return x
 
 

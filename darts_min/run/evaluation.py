@@ -32,14 +32,16 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(1 + 2 * num_classes, dtype=torch.float64)
+    device = next(model.parameters()).device
+    sums = torch.zeros(1 + 2 * num_classes, dtype=torch.float64, device=device)
     for x, target in batches:
         with autocast():
             logits = model(x)
-        wrong = target[logits.argmax(1) != target]
-        sums[0] += F.cross_entropy(logits.float(), target, reduction="sum").cpu()
-        sums[1 : 1 + num_classes] += torch.bincount(target, minlength=num_classes).cpu()
-        sums[1 + num_classes :] += torch.bincount(wrong, minlength=num_classes).cpu()
+        loss = F.cross_entropy(logits.float(), target, reduction="sum")
+        # Not bincount, for which a GPU would make the host wait in each batch.
+        of_class = F.one_hot(target, num_classes)
+        wrong = of_class * (logits.argmax(1) != target)[:, None]
+        sums += torch.cat([loss[None], of_class.sum(0), wrong.sum(0)])
     model.train(training)
     loss, sizes, errors = total(sums).cpu().split([1, num_classes, num_classes])
     images = sizes.sum().item()

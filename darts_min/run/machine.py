@@ -4,7 +4,7 @@ import atexit
 import ctypes
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from darts_min.run.graphs import Recorded
 
 AMP_CHOICES = ("auto", "off", "bf16", "fp16")
 
@@ -33,19 +35,25 @@ class Machine:
         channels_last: str = "auto",
         deterministic: bool = False,
         compile: bool = False,
+        cuda_graphs: bool = False,
     ):
         self.device = choose_device(device)
         self.shard = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.rank, self.world_size = self.shard
+        if cuda_graphs and self.world_size > 1:
+            raise ValueError("--cuda-graphs: not with several processes (torchrun)")
         self.launcher = "python"  # the command that started this process, as the user typed it
         if self.world_size > 1:
             self._join_processes()
         if deterministic:
             make_deterministic()
+        # On CUDA: try the kernels for each new shape, and keep the fastest one.
+        torch.backends.cudnn.benchmark = not deterministic
         self.autocast, self.is_fp16 = choose_autocast(amp, self.device)
         on_cpu = self.device.type == "cpu"  # channels-last is far faster there
         is_channels_last = channels_last == "on" or (channels_last == "auto" and on_cpu)
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+        self.records = cuda_graphs and not on_cpu
         self.compiles, self.uncompiled = compile, nullcontext
         if compile:
             self.uncompiled = partial(torch.compiler.set_stance, "force_eager")
@@ -76,6 +84,16 @@ class Machine:
             for cell in model.cells:
                 cell.compile(dynamic=False)
 
+    def recorded(self, *functions: Callable) -> Sequence[Callable]:
+        """Return functions as they are; with `cuda_graphs` on a GPU, as `Recorded` in one pool.
+
+        The graphs and their memory last as long as what is returned.
+        """
+        if not self.records:
+            return functions
+        pool = torch.cuda.graph_pool_handle()
+        return [Recorded(function, pool) for function in functions]
+
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one all-reduce."""
         if self.world_size > 1:
@@ -84,8 +102,8 @@ class Machine:
             dist.all_reduce(flat)
             flat /= self.world_size
             means = flat.split([tensor.numel() for tensor in tensors])
-            for tensor, mean in zip(tensors, means, strict=True):
-                tensor.copy_(mean.view_as(tensor))
+            means = [mean.view_as(t) for t, mean in zip(tensors, means, strict=True)]
+            torch._foreach_copy_(tensors, means)  # one call for all
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over the processes."""

@@ -167,8 +167,8 @@ class Progress:
         """Add what training steps give, (loss, logits, target), to the sums of the epoch."""
         for loss, logits, target in outputs:
             correct = (logits.argmax(1) == target).sum()
-            count = correct.new_tensor(len(target))
-            self.totals += torch.stack([loss * len(target), correct, count])
+            self.totals[:2] += torch.stack([loss * len(target), correct])
+            self.totals[2] += len(target)  # as a tensor it would have to be copied to a GPU
 
     def result(self) -> dict[str, Any]:
         """Return what every result tells about its run."""

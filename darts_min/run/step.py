@@ -78,7 +78,7 @@ class Step:
         return self.scaler.scale(loss)
 
     def __call__(
-        self, gradients: Sequence[Tensor] | None = None, loss: Tensor | None = None
+        self, gradients: Sequence[Tensor | None] | None = None, loss: Tensor | None = None
     ) -> bool:
         """Take the step, along `gradients` where given, else along `.grad`; return if it was taken.
 
