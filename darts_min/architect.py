@@ -36,15 +36,11 @@ def architecture_gradient(
     loss does not depend on has gradient 0. The second order ignores autocast, whose rounding would
     drown the finite difference.
     """
-    alpha_ids = {id(alpha) for alpha in model.alphas()}
     named = dict(model.named_parameters())
-    w = {name: p.detach() for name, p in named.items() if id(p) not in alpha_ids}
-    alpha = {name: p.detach().requires_grad_() for name, p in named.items() if id(p) in alpha_ids}
+    names = {id(p): name for name, p in named.items()}
+    alpha = {names[id(a)]: a.detach().requires_grad_() for a in model.alphas()}
+    w = {name: p.detach() for name, p in named.items() if name not in alpha}
     device = next(iter(alpha.values())).device
-    # While a CUDA graph is recorded, its random state cannot be read, and nothing is random.
-    is_random = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
-    devices = [device] if is_random else []
-    order = [next(name for name in alpha if named[name] is a) for a in model.alphas()]
 
     def gradients(batch: tuple, w: Parameters, wrt: Parameters) -> list[Tensor]:
         """Differentiate the loss of `batch` at (w, alpha) by the tensors of `wrt`."""
@@ -53,7 +49,7 @@ def architecture_gradient(
             batches = zip(*(t.chunk(grad_accum) for t in batch), strict=True)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         sums: list[Tensor] = []
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with torch.random.fork_rng(_generators(device)), torch.enable_grad():
             for inputs, target in batches:
                 output = functional_call(model, {**w, **alpha, **buffers}, (inputs,))
                 loss = loss_fn(output, target) / grad_accum
@@ -64,23 +60,23 @@ def architecture_gradient(
                 sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
         return sums
 
-    def in_order(grads: list[Tensor]) -> list[Tensor]:
-        grads = dict(zip(alpha, grads, strict=True))
-        if penalty is not None:
-            with torch.enable_grad():
-                value = penalty([alpha[name] for name in order])
-            extra = torch.autograd.grad(value, alpha.values(), materialize_grads=True)
-            grads = {name: g + e for (name, g), e in zip(grads.items(), extra, strict=True)}
-        return [grads[name] for name in order]
+    def with_penalty(grads: list[Tensor]) -> list[Tensor]:
+        """Add the gradient of the penalty to the gradients in alpha."""
+        if penalty is None:
+            return grads
+        with torch.enable_grad():
+            value = penalty(list(alpha.values()))
+        extra = torch.autograd.grad(value, alpha.values(), materialize_grads=True)
+        return [g + e for g, e in zip(grads, extra, strict=True)]
 
-    if xi == 0:
-        return in_order(gradients(val_batch, w, alpha))
+    if xi == 0:  # Eq. 5 and 6 with w' = w
+        return with_penalty(gradients(val_batch, w, alpha))
 
     with torch.autocast(device.type, enabled=False):
         for tensor in w.values():
             tensor.requires_grad_()
         w_grad = dict(zip(w, gradients(train_batch, w, w), strict=True))
-        w_prime = _virtual_step(named, w_grad, xi, w_optimizer)
+        w_prime = _virtual_step(named, w_grad, xi, w_optimizer)  # Eq. 6's w'
         grads = gradients(val_batch, w_prime, {**alpha, **w_prime})
         alpha_grad, v = grads[: len(alpha)], dict(zip(w, grads[len(alpha) :], strict=True))
 
@@ -92,7 +88,16 @@ def architecture_gradient(
         plus = gradients(train_batch, w_plus, alpha)
         minus = gradients(train_batch, w_minus, alpha)
         triples = zip(alpha_grad, plus, minus, strict=True)
-        return in_order([g - xi * (p - m) / (2 * eps) for g, p, m in triples])
+        return with_penalty([g - xi * (p - m) / (2 * eps) for g, p, m in triples])
+
+
+def _generators(device: torch.device) -> list[torch.device]:
+    """Return the devices, beside the CPU, whose random state must be left as it was.
+
+    While a CUDA graph is recorded, the random state cannot be read, and nothing is random.
+    """
+    is_random = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    return [device] if is_random else []
 
 
 def _virtual_step(
