@@ -5,6 +5,7 @@
     python eval_pretrained.py                                # the shipped network on CIFAR-10
     python eval_pretrained.py --weights cifar10_model.pt     # another file, whichever form it has
     python eval_pretrained.py --weights runs/final --export exported
+    python eval_pretrained.py --judge DARTS_V2 runs/search random:0  # cells, without training
 
 On a dataset, prints accuracy, loss, the error of each class, parameters, multiply-adds and images
 per second.
@@ -22,7 +23,7 @@ from PIL import Image
 
 import darts_min.convert
 from darts_min.convert.export import export_network
-from darts_min.convert.genotype_texts import format_genotype
+from darts_min.convert.genotype_texts import format_genotype, parse_genotype, read_genotype
 from darts_min.convert.weights import load_network
 from darts_min.data import (
     Dataset,
@@ -37,6 +38,8 @@ from darts_min.data import (
 )
 from darts_min.genotypes import name_unused_nodes
 from darts_min.judge.cost import count_multiply_adds, count_parameters
+from darts_min.judge.estimate import Estimate
+from darts_min.judge.report import MEANING, describe, expected_of
 from darts_min.network import Network, fold_batch_norm
 from darts_min.run import flags
 from darts_min.run.evaluation import evaluate
@@ -52,6 +55,7 @@ DRAWN = ("an airplane", "a ship", "an automobile")
 PICTURES = {"weights", "genotype", "device", "image_size", "batch_size"}
 # The arguments that are used when no dataset is evaluated.
 USED_BY = {"demo": PICTURES, "image": PICTURES, "export": PICTURES - {"batch_size"}}
+USED_BY |= {"judge": set()}
 # The images that the other codes train on, by stem.
 CIFAR = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), image_size=32, crop=False)
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224, crop=True)
@@ -64,6 +68,12 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add = flags.add_run_flags(parser, "runs/eval", demo)
     add("--image", nargs="+", metavar="FILE", help="classify these pictures instead of a dataset")
     add("--export", metavar="DIR", help="write the network in other forms instead of using it")
+    add(
+        "--judge",
+        nargs="+",
+        metavar="CELL",
+        help="say how good these cells are expected to be: names, random:SEED, files, run folders",
+    )
     size = "the size of the network's training images"
     add = flags.add_data_flags(parser, batch_size=256, subset="test", image_size=size)
     flags.add_file_flags(add)
@@ -85,8 +95,12 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
 def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
     """Evaluate as `argv` says; `dataset`, in memory, takes the place of --dataset."""
     args = parse_args(argv, dataset is not None)
+    if args.judge:
+        return judge(args.judge)
     machine = Machine(args.device, args.amp, args.channels_last)
     network = load_network(args.weights, args.genotype)
+    if args.genotype is not None and (note := read_genotype(args.genotype)[1]):
+        print(f"genotype: {note}")
     if "inferred" in network.details:
         print(
             f"genotype {network.details['inferred']}, inferred from the operations; if the cell is "
@@ -99,6 +113,21 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
     if args.demo or args.image:
         return classify_pictures(network, args, machine)
     return evaluate_on_dataset(network, args, machine, dataset)
+
+
+def judge(sources: list[str]) -> dict:
+    """Print how good cells are expected to be, the best first; write no file."""
+    genotypes = {source: parse_genotype(source) for source in sources}
+    result = {source: expected_of(genotype) for source, genotype in genotypes.items()}
+    print(MEANING)
+    for source in sorted(genotypes, key=lambda s: -(result[s] or {"accuracy": 0})["accuracy"]):
+        network = Network(genotypes[source], auxiliary=False)
+        estimate = None if result[source] is None else Estimate(**result[source])
+        print(
+            f"{source:<{max(map(len, sources))}}  {describe(estimate)}; "
+            f"{count_parameters(network) / 1e6:.2f} M parameters with 36 channels and 20 cells"
+        )
+    return result
 
 
 def export(network: Network, args: argparse.Namespace) -> dict:

@@ -41,6 +41,8 @@ from darts_min.data import (
 from darts_min.draw import draw_cell
 from darts_min.genotypes import name_unused_nodes, unused_states
 from darts_min.judge.cost import check_cost, count_multiply_adds, count_parameters
+from darts_min.judge.estimate import estimate_accuracy
+from darts_min.judge.report import MEANING, describe
 from darts_min.network import Network
 from darts_min.run import flags
 from darts_min.run.evaluation import Evaluation, evaluate
@@ -393,6 +395,8 @@ def start(
     )
     for line in [*notes, *name_unused_nodes(genotype)]:
         run.log(line)
+    if (estimate := estimate_accuracy(genotype)) is not None:
+        run.log(f"cell: {describe(estimate)} ({MEANING})")
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
     kinds = ("normal", "reduce")
     pictures = run.save_pictures(lambda: {f"cell_{k}": draw_cell(genotype, k) for k in kinds})
@@ -424,11 +428,8 @@ def report(
         f"{tested_on(args)}: loss {tested.loss:.3f}, accuracy {100 * tested.accuracy:.2f} %  "
         f"{record['seconds']:.0f} s" + (f"  {skipped} batches skipped so far" if skipped else "")
     )
-    scalars = {"learning rate/w": record["lr"], "drop path probability": network.drop_path_prob}
-    for key in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
-        part, quantity = key.split("_")
-        scalars[f"{quantity}/{part}"] = record[key]
-    progress.run.report(record["epoch"], scalars)
+    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy", "lr", "drop_path_prob")
+    progress.run.report(record["epoch"], {f"progress/{name}": record[name] for name in names})
     return record
 
 

@@ -40,11 +40,12 @@ from darts_min.data import (
     load_dataset,
     split_half,
 )
-from darts_min.draw import draw_alphas, draw_cell
-from darts_min.genotypes import PRIMITIVES, Genotype
+from darts_min.genotypes import PRIMITIVES
 from darts_min.judge import selection
 from darts_min.judge.cost import count_multiply_adds, count_parameters
+from darts_min.judge.estimate import estimate_accuracy
 from darts_min.judge.random_search import take_best_path
+from darts_min.judge.report import describe, draw_cells, expected_of, report_epoch
 from darts_min.judge.signs import discretised, signs_of_collapse
 from darts_min.judge.watch import EigenvalueWatch
 from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, SinglePath, Softmax
@@ -53,7 +54,7 @@ from darts_min.run.evaluation import Evaluation, evaluate
 from darts_min.run.flags import AMOUNT, COUNT, COUNT_OR_0, POSITIVE, SHARE, number
 from darts_min.run.machine import Machine
 from darts_min.run.progress import Progress
-from darts_min.run.run_folder import RunFolder, markdown_table, open_run
+from darts_min.run.run_folder import markdown_table, open_run
 from darts_min.run.step import Step, make_w_step
 from darts_min.spaces import parse_space
 from darts_min.supernet import Supernet
@@ -89,7 +90,6 @@ ONLY_WITH = flags.FOLDER_ONLY | {
     "w_momentum": ("w_optimizer", "sgd"),
     "w_nesterov": ("w_optimizer", "sgd"),
 }
-KINDS = ("normal", "reduce")
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
@@ -133,7 +133,10 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add("--alpha-lr", type=AMOUNT, default=3e-4, help="learning rate of alpha, for Adam")
     add("--alpha-betas", type=SHARE, nargs=2, default=[0.5, 0.999], help="betas of Adam for alpha")
     add("--alpha-weight-decay", type=AMOUNT, default=1e-3, help="weight decay of alpha")
-    flags.add_watch_flags(parser)
+    add = flags.add_watch_flags(parser)
+    add("--keep", choices=("last", "best"), default="last",
+        help="cell to keep: the last epoch's, or that of the best expected accuracy on CIFAR-10, "
+        "which uses what others measured and is not the paper's protocol")
     flags.add_selection_flags(parser)
     # fmt: on
     args, given = flags.parse_flags(parser, argv, presets, ONLY_WITH, has_own_dataset)
@@ -355,7 +358,9 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
     dataset, train, w_loader, alpha_loader, eval_loader = load_halves(args, dataset, machine)
     num_classes = len(dataset.classes)
     model = make_supernet(args, num_classes, train.channels, machine)
-    model.genotype(max_skips=args.max_skips)  # ValueError if no cell is allowed
+    genotype = model.genotype(max_skips=args.max_skips)  # ValueError if no cell is allowed
+    if args.keep == "best" and estimate_accuracy(genotype) is None:
+        raise ValueError("--keep best: NAS-Bench-301 has no cells like those of this search")
     steps_per_epoch = min(2 if args.fast_dev_run else math.inf, len(w_loader))
     w_step, alpha_step = make_steps(args, model, machine, steps_per_epoch)
 
@@ -376,7 +381,6 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
         for note in dataset.notes:
             run.log(note)
         watch = EigenvalueWatch(args, progress)
-        previous = format_genotype(model.genotype(max_skips=args.max_skips), "quark0")
         for epoch in progress.epochs():
             if watch.stops():
                 break
@@ -395,8 +399,7 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
             steps = w_step, alpha_step if trains_alpha else None
             progress.add(train_epoch(model, batches, *steps, machine, xi, args.grad_accum))
             record = measure(args, model, eval_loader, watch)
-            report(args, run, model, record, previous)
-            previous = record["genotype"]
+            report_epoch(args, run, [*progress.history, record], model.primitives)
             if not watch.goes_back(record):
                 progress.finish_epoch(record, keep=args.adapt_weight_decay)
         return finish(args, progress, watch)
@@ -450,75 +453,30 @@ def measure(
         "skipped_batches": progress.guard.skipped,
         "seconds": time.time() - progress.epoch_started,
         "genotype": format_genotype(genotype, "quark0"),
+        "expected": expected_of(genotype),
         "signs": signs_of_collapse(model, genotype) | lost | eigenvalue,
         "eigenvalue_images": watch.images,
+        "mixtures": [[[round(w, 5) for w in row] for row in m.tolist()] for m in model.mixtures()],
     }
-
-
-def report(
-    args: argparse.Namespace, run: RunFolder, model: Supernet, record: dict, previous: str
-) -> None:
-    """Write the record of an epoch to the log and to TensorBoard, with pictures of its cells.
-
-    `previous` is the genotype of the epoch before.
-    """
-    signs, skipped = record["signs"], record["skipped_batches"]
-    eigenvalue = signs.get("largest eigenvalue")
-    discrete = record["arch_accuracy"] - signs["accuracy lost in discretisation"]
-    run.log(
-        f"epoch {record['epoch']:3d}/{args.epochs}  lr {record['lr']:.4f}  "
-        f"w half: loss {record['train_loss']:.3f}, "
-        f"accuracy {100 * record['train_accuracy']:.2f} %  "
-        f"alpha half: loss {record['arch_loss']:.3f}, "
-        f"accuracy {100 * record['arch_accuracy']:.2f} %  {record['seconds']:.0f} s  "
-        f"genotype {'unchanged' if record['genotype'] == previous else 'changed'}  "
-        f"skips {signs['skips in the cell/normal']} + {signs['skips in the cell/reduce']}, "
-        f"discretised {100 * discrete:.2f} %"
-        + ("" if eigenvalue is None else f", eigenvalue {eigenvalue:.3g}")
-        + (f"  {skipped} batches skipped so far" if skipped else "")
-    )
-    genotype = parse_genotype(record["genotype"])
-    run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
-    edges = [(node, j) for node in range(model.num_nodes) for j in range(2 + node)]
-    mixtures = dict(zip(KINDS, (mix.tolist() for mix in model.mixtures()), strict=True))
-    scalars = {"learning rate/w": record["lr"]} | signs
-    for key in ("train_loss", "arch_loss", "train_accuracy", "arch_accuracy"):
-        half, quantity = key.split("_")
-        scalars[f"{quantity}/{half}"] = record[key]
-    for kind, mix in mixtures.items():
-        for (node, j), weights in zip(edges, mix, strict=True):
-            for op, weight in zip(model.primitives, weights, strict=True):
-                scalars[f"mix {kind}, state {2 + node} from {j}/{op}"] = weight
-
-    def draw() -> dict:
-        pictures = draw_cells(genotype)
-        method = args.relaxation if args.method == "darts" else "random search"
-        for kind, mix in mixtures.items():
-            title = f"{method}, {kind} cell"
-            pictures[f"alphas_{kind}"] = draw_alphas(mix, model.primitives, title)
-        return pictures
-
-    texts = {"genotype": f"`{record['genotype']}`"}
-    run.report(record["epoch"], scalars, texts, run.save_pictures(draw))
-
-
-def draw_cells(genotype: Genotype) -> dict:
-    return {f"cell_{kind}": draw_cell(genotype, kind) for kind in KINDS}
 
 
 def finish(args: argparse.Namespace, progress: Progress, watch: EigenvalueWatch) -> dict:
     """Write the result of a search, and say what comes next."""
     run, found = progress.run, watch.result()
+    if args.keep == "best":
+        found = max(progress.history, key=lambda record: record["expected"]["accuracy"])
+        run.log(f"kept: the cell of epoch {found['epoch']}, which is expected to be the best")
     genotype = parse_genotype(found["genotype"])
     if found is not progress.history[-1]:
         run.save_pictures(lambda: draw_cells(genotype))
     # Again: the run may have ended before the genotype was written.
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
-    result = {"arch_accuracy": found["arch_accuracy"], "genotype": found["genotype"]}
-    result |= progress.result()
+    names = ("epoch", "arch_accuracy", "genotype", "expected")
+    result = {name: found[name] for name in names} | progress.result()
     run.save_json("result.json", result)
     run.log(f"accuracy on the alpha half: {100 * result['arch_accuracy']:.2f} %")
     run.log(f"genotype: {result['genotype']}")
+    run.log(describe(estimate_accuracy(genotype)))
     run.log(f"pictures: {run / 'cell_normal.png'}, {run / 'cell_reduce.png'}")
     run.log(f"next: {next_command(args, run.path)}")
     run.check_written()

@@ -8,7 +8,7 @@ through a box or another label, and two edges meet at right angles if at all.
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ OUTPUT = -1  # the place of the line to the output among the numbers of a cell's
 INK, GREY, PAPER = "#222222", "#8a8a8a", "#ffffff"
 INPUT_FILL, NODE_FILL, OUTPUT_FILL = "#cfeccf", "#cde6f0", "#f1ecc0"  # the hues of the paper
 HEAT, BEST = (86, 168, 220), "#d55e00"  # the hottest is still light enough for INK
+# Of the shares of operations: grey, pools brown, skips green, separable blue, dilated purple.
+SHARES = ("#d8d8d8", "#b84f00", "#e69f00", "#007a59", "#0072b2", "#7cc0ea", "#a03c7c", "#dca6c6")
 
 Point = tuple[float, float]
 Color = str | tuple[int, ...]
@@ -178,12 +180,17 @@ def draw_side_by_side(genotypes: Sequence[tuple[str, Genotype]]) -> Image.Image:
 
 
 def draw_alphas(
-    mix: Sequence[Sequence[float]], primitives: Sequence[str], title: str
+    mix: Sequence[Sequence[float]],
+    primitives: Sequence[str],
+    title: str,
+    kept: Mapping[int, int] | None = None,
 ) -> Image.Image:
     """Draw the mixture weights of every edge as a heat map; outline each edge's best operation.
 
     `mix` is (edges, ops), edges in (node, predecessor) order. As in `choose_cell`, `none` cannot be
-    best and the first of equals is.
+    best and the first of equals is. `kept` maps the edges of the genotype to the columns of their
+    operations, which get the strong outline; then the best operation of another edge gets a grey
+    one.
     """
     rows = [[float(weight) for weight in row] for row in mix]
     nodes = [(node, p) for node in range(len(rows)) for p in range(2 + node)][: len(rows)]
@@ -206,20 +213,62 @@ def draw_alphas(
     for j, name in enumerate(primitives):
         canvas.text((left + cell_width * (j + 0.5), head + 12), name, LABEL, INK)
     hottest = max(max(row) for row in rows)
-    for row, name, top in zip(rows, names, tops, strict=True):
+    for i, (row, name, top) in enumerate(zip(rows, names, tops, strict=True)):
         canvas.text((MARGIN, top + cell_height / 2), name, LABEL, INK, "left")
         best = max(candidates, key=row.__getitem__, default=None)
+        outline = BEST
+        if kept is not None:
+            best, outline = kept.get(i, best), BEST if i in kept else GREY
         for j, weight in enumerate(row):
             x = left + cell_width * j
             box = Box(x + 1, top + 1, x + cell_width - 1, top + cell_height - 1)
             heat = min(max(weight / hottest, 0), 1) if hottest > 0 else 0
             fill = tuple(round(255 + (hue - 255) * heat) for hue in HEAT)
-            canvas.box(box, fill, BEST if j == best else fill, radius=4, width=3)
+            canvas.box(box, fill, outline if j == best else fill, radius=4, width=3)
             canvas.text(_middle(box), f"{weight:.3f}", LABEL, INK)
-    note = Box(left + 1, tops[-1] + cell_height + 14, left + 25, tops[-1] + cell_height + 30)
-    canvas.box(note, PAPER, BEST, radius=4, width=3)
-    text = "best operation other than none"
-    canvas.text((note.right + 8, _middle(note)[1]), text, LABEL, INK, "left")
+    legend = [("best operation other than none", BEST)]
+    if kept is not None:
+        legend = [("kept in the cell", BEST), ("best operation of another edge", GREY)]
+    x, y = left + 1, tops[-1] + cell_height + 14
+    for text, outline in legend:
+        canvas.box(Box(x, y, x + 24, y + 16), PAPER, outline, radius=4, width=3)
+        canvas.text((x + 32, y + 8), text, LABEL, INK, "left")
+        x += 56 + text_width(text, LABEL)
+    return canvas.finish()
+
+
+def draw_history(
+    mixtures: Sequence[Sequence[Sequence[float]]], primitives: Sequence[str], title: str
+) -> Image.Image:
+    """Draw how the mixture weights of every edge went: a strip for each edge, time to the right.
+
+    `mixtures` is (epochs, edges, ops), edges in (node, predecessor) order. In a strip each epoch is
+    a column, in which each operation has its share of the edge's weight.
+    """
+    edges = range(len(mixtures[0]))
+    nodes = [(node, p) for node in edges for p in range(2 + node)][: len(edges)]
+    names = [f"node {node} <- {'node ' * (p > 1)}{state_name(p)}" for node, p in nodes]
+    left = MARGIN + max(text_width(name, LABEL) for name in names) + 14
+    step, height, head = max(2, 480 // len(mixtures)), 32, MARGIN + TITLE + ROW_GAP
+    right, bottom = left + step * len(mixtures), head + len(edges) * (height + 6)
+    legend = right + 24
+    width = legend + 32 + max(text_width(name, LABEL) for name in primitives)
+    canvas = _Canvas((max(width, MARGIN + text_width(title, TITLE)) + MARGIN, bottom + MARGIN))
+    canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
+    fills = [SHARES[i % len(SHARES)] for i in range(len(primitives))]
+    for edge, name in zip(edges, names, strict=True):
+        top = head + edge * (height + 6)
+        canvas.text((MARGIN, top + height / 2), name, LABEL, INK, "left")
+        for epoch, mix in enumerate(mixtures):
+            x, y, total = left + step * epoch, top, sum(mix[edge]) or 1.0
+            for weight, fill in zip(mix[edge], fills, strict=True):
+                lower = y + height * weight / total
+                canvas.box(Box(x, y, x + step, lower), fill, fill, radius=0, width=0)
+                y = lower
+    for i, (name, fill) in enumerate(zip(primitives, fills, strict=True)):
+        y = head + 26 * i
+        canvas.box(Box(legend, y, legend + 24, y + 16), fill, fill, radius=0, width=0)
+        canvas.text((legend + 32, y + 8), name, LABEL, INK, "left")
     return canvas.finish()
 
 

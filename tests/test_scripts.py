@@ -31,7 +31,7 @@ from darts_min.convert.state_dicts import network_to_nni, network_to_quark0
 from darts_min.data import synthetic_dataset
 from darts_min.draw import draw_cell
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
-from darts_min.judge import signs
+from darts_min.judge import report, signs
 from darts_min.network import Network
 from darts_min.relaxations import Softmax
 from darts_min.run.machine import Machine
@@ -117,7 +117,7 @@ def tensorboard(folder):
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return events.Tags(), [event.step for event in events.Scalars("loss/train")]
+    return events.Tags(), [event.step for event in events.Scalars("progress/train_loss")]
 
 
 def test_tensorboard_has_every_curve_and_picture(runs):
@@ -125,13 +125,19 @@ def test_tensorboard_has_every_curve_and_picture(runs):
     for name in ("search", "final"):
         tags[name], epochs = tensorboard(runs[0] / name)
         assert epochs == [1, 2]
-    mix = [tag for tag in tags["search"]["scalars"] if tag.startswith("mix ")]
-    assert len(mix) == 2 * 5 * 8  # two kinds, five edges, eight operations
-    for tag in ("entropy of kept edges (nats)/normal", "skips in the cell/reduce"):
-        assert tag in tags["search"]["scalars"]
+    groups = {tag.split("/")[0] for tag in tags["search"]["scalars"]}
+    assert groups == {"progress", "signs"}  # cells of two nodes have no expected accuracy
+    for tag in ("entropy of kept edges (nats), normal", "skips in the cell, reduce"):
+        assert f"signs/{tag}" in tags["search"]["scalars"]
     pictures = {"cell_normal", "cell_reduce"}
     assert set(tags["final"]["images"]) == pictures
-    assert set(tags["search"]["images"]) == pictures | {"alphas_normal", "alphas_reduce"}
+    pictures |= {"alphas_normal", "alphas_reduce", "mixtures_normal", "mixtures_reduce"}
+    assert set(tags["search"]["images"]) == pictures
+    for record in runs[1]["history"]:  # the figures behind the pictures
+        assert [len(mix) for mix in record["mixtures"]] == [5, 5]
+        assert [sum(row) for mix in record["mixtures"] for row in mix] == pytest.approx(
+            [1] * 10, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("form", ["quark0", "nni"])
@@ -321,9 +327,10 @@ def test_the_signs_of_a_bad_cell_are_reported(tmp_path):
     assert set(second) | {"largest eigenvalue"} == set(first)
     assert second["skips in the cell/normal"] == 0
     assert "'skip_connect'" not in result["genotype"].split("reduce=")[0]
-    line = (tmp_path / "run" / "log.txt").read_text().split("epoch   1/2")[1].splitlines()[0]
+    lines = (tmp_path / "run" / "log.txt").read_text().split("epoch   1/2")[1].splitlines()[:2]
     accuracy = result["history"][0]["arch_accuracy"] - first["accuracy lost in discretisation"]
-    assert f"discretised {100 * accuracy:.2f} %, eigenvalue " in line
+    assert f"discretised {100 * accuracy:.2f} %  " in lines[0]
+    assert f", eigenvalue {first['largest eigenvalue']:.3g}, " in lines[1]
     arguments += ["--epochs", "3", "--hessian-every", "0"]  # its memory may be lacking
     again = train_search.main([*arguments, "--out-dir", f"{tmp_path}/run", "--resume"])
     assert len(again["history"]) == 3 and "largest eigenvalue" not in again["history"][2]["signs"]
@@ -579,7 +586,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_epoch(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyError("conv_9x9")
 
-    monkeypatch.setattr(train_search, "draw_cell", fail)
+    monkeypatch.setattr(report, "draw_cell", fail)
     arguments = [*SEARCH, "--epochs", "2", "--out-dir", f"{tmp_path}/run"]
     assert len(train_search.main(arguments)["history"]) == 2
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -883,9 +890,10 @@ def test_the_cost_is_told_before_the_run_and_its_time_after_a_few_steps(tmp_path
     else:
         arguments = [*FINAL, *V2, "--batch-size", "8", "--epochs", "1", "--cutout", "0"]
         train_final.main([*arguments, "--out-dir", f"{tmp_path}/r"])
-    first, second, *_ = capsys.readouterr().out.splitlines()
+    first, *others = capsys.readouterr().out.splitlines()
     assert "M parameters, " in first and "M multiply-adds" in first
-    assert " s a step (the first: " in second and second.endswith(" to go")
+    (forecast,) = (line for line in others if " s a step (the first: " in line)
+    assert forecast.endswith(" to go") and others.index(forecast) < 2
 
 
 def test_pictures_are_classified_by_the_network_and_no_file_is_written(
@@ -1022,6 +1030,14 @@ MISTAKES = [
     ("train_final", [*FINAL, *V2, "--in-memory", "never"], "--in-memory: only with --dataset fol"),
     ("train_final", [*FINAL, *V2, "--num-workers", "2"], "--num-workers: only with --dataset"),
     ("eval_pretrained", ["--demo", "--dataset", "svhn"], "--dataset: not with --demo"),
+    ("eval_pretrained", ["--judge", "DARTS_V2", "DARTS_V9"], "genotype DARTS_V9: neither a file"),
+    ("eval_pretrained", ["--judge", "DARTS_V2", "--weights", "x"], "--weights: not with --judge"),
+    ("train_search", [*SEARCH, "--keep", "best"], "--keep best: NAS-Bench-301 has no cells like"),
+    (
+        "train_search",
+        [*SEARCH, "--keep", "best", "--early-stop", "--hessian-every", "1"],
+        "--early-stop and --keep best: one or the other",
+    ),
     ("eval_pretrained", ["--export", "DIR/e", "--out-dir", "DIR/o"], "--out-dir: not with --exp"),
     ("train_search", [*SEARCH, "--seeds", "0", "-1"], "--seeds -1"),
     ("train_search", [*SEARCH, "--seeds", "0", "--out-dir", "DIR/exists"], "is not empty"),

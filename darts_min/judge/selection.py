@@ -6,6 +6,8 @@ from typing import Any
 
 from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.draw import draw_side_by_side
+from darts_min.judge.estimate import estimate_accuracy
+from darts_min.judge.report import describe
 from darts_min.run.flags import as_flags, check_same_arguments, data_arguments
 from darts_min.run.run_folder import BEGUN, RunFolder
 
@@ -72,13 +74,14 @@ def rank_cells(run: RunFolder, results: list[tuple[int, dict, dict]]) -> list[di
 
     Print a table, draw all cells in `cells.png`, and make the best cell the genotype of `run`.
     """
-    lines = ["| seed | supernet (%) | held-out half (%) | parameters (M) |", "|---|---|---|---|"]
+    lines = ["| seed | supernet (%) | held-out half (%) | parameters (M) | expected |"]
+    lines += ["|---|---|---|---|---|"]
     cells, ranking = [], []
     for seed, found, trained in sorted(results, key=lambda result: -result[2]["test_accuracy"]):
         accuracy, genotype = trained["test_accuracy"], parse_genotype(trained["genotype"])
         lines.append(
             f"| {seed} | {100 * found['arch_accuracy']:.2f} | {100 * accuracy:.2f} | "
-            f"{trained['parameters_M']:.3f} |"
+            f"{trained['parameters_M']:.3f} | {describe(estimate_accuracy(genotype))} |"
         )
         cells.append((f"seed {seed}: {100 * accuracy:.2f} % of the held-out half", genotype))
         ranking.append({"seed": seed, "genotype": trained["genotype"], "accuracy": accuracy})

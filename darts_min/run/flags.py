@@ -131,8 +131,8 @@ def add_optimizer_flags(parser: argparse.ArgumentParser, epochs: int, w_lr_min: 
     return add
 
 
-def add_watch_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what a search does about the largest eigenvalue (judge/watch.py)."""
+def add_watch_flags(parser: argparse.ArgumentParser) -> Adder:
+    """Add what a search does about a bad cell (judge/); return how to add more to the group."""
     add = parser.add_argument_group("signs of a bad cell").add_argument
     add("--hessian-every", type=COUNT_OR_0, default=1,
         help="epochs from one eigenvalue of the Hessian to the next; 0: none")
@@ -142,6 +142,7 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
         help="when the eigenvalue grows too fast, go back and multiply the weight decay of w by 10")
     add("--max-skips", type=number(int, "[0, 8]"),
         help="most skip connections in the normal cell (P-DARTS: 2)")
+    return add
 
 
 def add_selection_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +163,8 @@ def check_watch_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} needs the eigenvalue: --hessian-every 1")
     if args.early_stop and args.adapt_weight_decay:
         raise ValueError("--early-stop and --adapt-weight-decay: one or the other")
+    if args.early_stop and args.keep == "best":
+        raise ValueError("--early-stop and --keep best: one or the other")
 
 
 def check_selection_flags(args: argparse.Namespace, given: Collection[str]) -> None:

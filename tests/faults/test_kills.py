@@ -123,7 +123,7 @@ def test_adapted_weight_decay_is_a_run_with_that_decay_from_the_epoch_gone_back_
     assert_same_result(killed, tmp_path / "plain")
     events = EventAccumulator(str(killed))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [*range(1, 19)]
+    assert [event.step for event in events.Scalars("progress/train_loss")] == [*range(1, 19)]
 
 
 def write_half_and_die(path, mode):
