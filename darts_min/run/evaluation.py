@@ -39,8 +39,8 @@ def evaluate(
             logits = model(x)
         loss = F.cross_entropy(logits.float(), target, reduction="sum")
         # Not bincount, for which a GPU would make the host wait in each batch.
-        of_class = F.one_hot(target, num_classes)
-        wrong = of_class * (logits.argmax(1) != target)[:, None]
+        of_class = target[:, None] == torch.arange(num_classes, device=device)
+        wrong = of_class & (logits.argmax(1) != target)[:, None]
         sums += torch.cat([loss[None], of_class.sum(0), wrong.sum(0)])
     model.train(training)
     loss, sizes, errors = total(sums).cpu().split([1, num_classes, num_classes])
