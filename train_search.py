@@ -106,9 +106,11 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     flags.add_size_flags(add, init_channels=16, num_cells=8)
     add("--num-nodes", type=int, default=4, help="intermediate nodes of a cell")
     add("--space", default="darts",
-        help="operations that an edge may use: darts, nni, S1, S2, S3, S4, or a list OP,OP,...")
+        help="operations that an edge may use: darts, nni (in NNI's order), RobustDARTS' S1 to "
+        "S4, or"
+        "a list such as none,skip_connect,sep_conv_3x3")
     add("--search-drop-path", type=SHARE, default=0.0,
-        help="probability of dropping an operation in the last epoch; grows linearly from 0")
+        help="probability of dropping an edge in the last epoch; grows linearly from 0")
     add("--checkpoint-cells", action="store_true",
         help="compute each cell again in the backward pass: less memory, more time")
     add("--cuda-graphs", action="store_true",
@@ -117,26 +119,30 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add("--method", choices=("darts", "random"), default="darts",
         help="learn the alphas, or train random cells with shared weights and rank them")
     add("--relaxation", choices=RELAXATIONS, default="softmax",
-        help="how alphas become mixture weights; each changes defaults as its paper does")
+        help="softmax: DARTS; gumbel: GDAS; dirichlet: DrNAS; sigmoid: FairDARTS; partial: PC- "
+        "DARTS;"
+        "each brings the defaults of its authors' script")
     add("--tau", type=POSITIVE, nargs=2, default=[10, 0.1], metavar=("START", "END"),
-        help="gumbel: temperature in the first and in the last epoch")
-    add("--zero-one-weight", type=AMOUNT, default=10.0, help="sigmoid: weight of the zero-one loss")
+        help="--relaxation gumbel: temperature in the first and in the last epoch")
+    add("--zero-one-weight", type=AMOUNT, default=10.0,
+        help="--relaxation sigmoid: weight of the zero-one loss")
     add("--partial", type=number(int, "[2, inf)"), default=4, metavar="K",
-        help="partial: mixed operations see 1/K of the channels")
-    add("--candidates", type=COUNT, default=100, help="random: cells ranked after each epoch")
+        help="--relaxation partial: mixed operations see 1/K of the channels")
+    add("--candidates", type=COUNT, default=100,
+        help="--method random: cells ranked after each epoch")
     add = flags.add_optimizer_flags(parser, epochs=50, w_lr_min=1e-3)
     add("--w-nesterov", action=BooleanOptionalAction, default=False,
         help="use Nesterov's momentum in SGD")
     add("--order", type=int, choices=(1, 2), default=1,
-        help="order of the gradient in alpha: 1 leaves out the second term of Eq. 7")
+        help="order of the gradient in alpha; 1 leaves out the second term of Eq. 7, 2 is slower")
     add("--alpha-warmup-epochs", type=COUNT_OR_0, default=0, help="epochs that train w alone")
     add("--alpha-lr", type=AMOUNT, default=3e-4, help="learning rate of alpha, for Adam")
     add("--alpha-betas", type=SHARE, nargs=2, default=[0.5, 0.999], help="betas of Adam for alpha")
     add("--alpha-weight-decay", type=AMOUNT, default=1e-3, help="weight decay of alpha")
     add = flags.add_watch_flags(parser)
     add("--keep", choices=("last", "best"), default="last",
-        help="cell to keep: the last epoch's, or that of the best expected accuracy on CIFAR-10, "
-        "which uses what others measured and is not the paper's protocol")
+        help="cell to keep: of the last epoch, or of the epoch with the best accuracy expected on "
+        "CIFAR-10; best is not the paper's protocol, because it uses NAS-Bench-301")
     flags.add_selection_flags(parser)
     # fmt: on
     args, given = flags.parse_flags(parser, argv, presets, ONLY_WITH, has_own_dataset)

@@ -57,7 +57,7 @@ def architecture_gradient(
                     grads = torch.autograd.grad(loss, wrt.values(), materialize_grads=True)
                 else:  # GDAS can draw `none` everywhere
                     grads = [torch.zeros_like(tensor) for tensor in wrt.values()]
-                sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
+                sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else list(grads)
         return sums
 
     def with_penalty(grads: list[Tensor]) -> list[Tensor]:

@@ -30,8 +30,8 @@ class _DepthwiseOnCPU(torch.autograd.Function):
     """A depthwise convolution whose gradients go around oneDNN's slow kernels.
 
     The fast kernel for the weight gradient ends at three columns: for a 5x5 kernel, two strips take
-    0.5 to 0.8 of the time of one call (0.1 in bf16 with stride 2). The kernel also takes no image
-    lower than itself, unless the rows are padded beforehand (0.05 to 0.15 of the time). The input
+    0.5 to 0.8 of the time of one call (0.1 in bf16 with stride 2). It takes no image with
+    fewer rows than the filter; rows padded beforehand bring the time to 0.05 to 0.15. The input
     gradient of stride 2 has a fast kernel in float32 only (0.05 to 0.3 of the time in bf16).
     """
 

@@ -1,7 +1,8 @@
 """The mixed op (Eq. 2) on all edges that leave one state.
 
-The usual code evaluates the 14 edges of a cell one by one (tests/textbook.py shows it). Here the
-edges that leave one state are evaluated together: the same mathematics, in a few wide tensors.
+The usual code evaluates the 14 edges of a cell one by one: `MixedOp` in tests/textbook.py is Eq. 2
+as the paper writes it. Here the edges that leave one state are evaluated together: the same
+mathematics, in a few wide tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,14 +59,18 @@ class MixedOp(nn.Module):
         return outputs
 
     def all_operations(self, state: State, mix: Tensor, scale: Tensor) -> list[list[Tensor]]:
-        """Compute sum_o mix_o * o(x) for all edges."""
+        """Compute the summands of Eq. 2, sum_o mix_o * o(x), for all edges.
+
+        For each edge they are at most two: the sum over the operations with weights, and the sum
+        over those without. `SearchCell.node` adds up both, and the edges that meet there (Eq. 1).
+        """
         outputs: list[list[Tensor]] = [[] for _ in range(self.fan)]
 
         def add(edges: Sequence[Tensor]) -> None:
             for of_edge, y in zip(outputs, edges, strict=True):
                 of_edge.append(y)
 
-        # Eq. 2: sum_o mix_o * o(x). An operation with weights multiplies with mix_o itself.
+        # Eq. 2 over the operations with weights. They multiply with mix_o themselves.
         weighted, in_phases = [], []
         if self.wide:
             for name, mix_o in zip(self.wide, take(scale, self.wide_columns), strict=True):
@@ -74,7 +79,7 @@ class MixedOp(nn.Module):
             if in_phases:
                 weighted.append(from_phases(total(in_phases), state.x.size(0)))
             add(total(weighted).chunk(self.fan, dim=1))
-        # What edges share is multiplied by the mix_o of all edges in one matrix product.
+        # Eq. 2 over the others, which edges share: one matrix product with the mix_o of all edges.
         if self.shared:
             shared = [self.ops[name](state) for name in self.shared]
             add(weighted_sums(take(mix, self.shared_columns, dim=1), shared))
@@ -83,10 +88,10 @@ class MixedOp(nn.Module):
     def chosen_operations(
         self, state: State, mix: Tensor, scale: Tensor, chosen: list[list[bool]]
     ) -> list[list[Tensor]]:
-        """Compute sum_o mix_o * o(x) over the chosen operations of each edge.
+        """Compute the summands of Eq. 2 over the chosen operations of each edge.
 
-        A mixture weight of an operation that is not chosen takes no part: its gradient is 0, also
-        where a straight-through estimator (GDAS) gives it the value 0 and another slope.
+        An operation that is not chosen sends no gradient to its mixture weight. This holds for the
+        straight-through estimator of GDAS, too.
         """
         outputs = [[] for _ in range(self.fan)]
         for column, name in enumerate(self.primitives):

@@ -3,8 +3,8 @@
 An operation is a module, called as `operation(state, weight)`. It may serve several edges at once:
 all edges that leave a state see the same input, so an operation evaluates `fan` edges as one wide
 convolution and returns (N, fan*C, H', W'), edge by edge. `weight` (fan*C) is the mixture weight of
-each channel (Eq. 2): the operation multiplies its output with it, at no cost, as the affine weight
-of its last BN. In the discrete network `fan` is 1 and `weight` is None.
+each channel (Eq. 2). The operation multiplies its output by `weight`; its last BN does this at no
+cost, as its affine weight. In the discrete network `fan` is 1 and `weight` is None.
 
 A new operation is a class and a row of `OPS`; see docs/extending.md.
 """
@@ -43,7 +43,7 @@ class State:
         return self.once(("wide", fan), lambda: side_by_side(self.relu(), fan))
 
     def phases(self, fan: int, stride: int) -> tuple[Tensor, int]:
-        """Return `wide` rearranged for a convolution of dilation 2, and what is left of the 2."""
+        """Return `wide` rearranged for dilation 2, and the dilation still needed, 1 or 2."""
         phases, dilation = self.once("phases", lambda: to_phases(self.relu(), stride))
         if phases is self.relu():
             return self.wide(fan), dilation

@@ -3,8 +3,8 @@
 Each has `draw`, for a step of training, and `mean`, for evaluation, reports and discretisation;
 both map alphas (edges, ops) to weights of the same shape. `penalty(alphas)` is added to the
 validation loss. `at(done)` is called before each epoch, `done` going from 0 (the first epoch) to 1
-(the last one): what a relaxation anneals, it sets there. `is_sparse`: operations of weight 0 are
-not computed, and their weights have gradient 0.
+(the last one): what a relaxation anneals, it sets there. With `is_sparse`, an operation of mixture
+weight 0 is not computed, and this weight has gradient 0.
 
 A new relaxation is a class here and a row in train_search.py; see docs/extending.md.
 """
@@ -36,8 +36,9 @@ class Softmax:
 class Gumbel(Softmax):
     """GDAS (arXiv 1910.04465, Sec. 3.2): one operation per edge, drawn from the softmax.
 
-    The gradient is that of the Gumbel-softmax of temperature `tau`, as far as it passes through the
-    drawn operation. `tau` goes from `tau` to `tau_end` in equal steps, an epoch each.
+    The gradient is that of the Gumbel-softmax of temperature `tau`, in the mixture weight of the
+    drawn operation. It reaches the alphas of all operations of the edge, because the softmax
+    divides by their sum. An edge that draws `none` gets none. `tau` falls linearly to `tau_end`.
     """
 
     is_sparse = True
@@ -56,7 +57,7 @@ class Gumbel(Softmax):
 class Dirichlet(Softmax):
     """DrNAS (arXiv 2006.10355, Sec. 3.2): weights drawn from Dirichlet(1 + elu(alpha)).
 
-    The anchor near 1 + elu(0) = 1 is the weight decay of alpha, as in the paper's code.
+    Weight decay pulls alpha to 0, and the concentration to 1, as in the paper's code.
     """
 
     def mean(self, alphas: Tensor) -> Tensor:

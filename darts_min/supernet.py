@@ -108,7 +108,7 @@ class SearchCell(nn.Module):
     def split(self, state: Tensor, stride: int) -> tuple[Tensor, Tensor]:
         """Return the channels that the mixed ops see, and those that pass by, at their output size.
 
-        Not by slices, whose gradients are contiguous.
+        `split` keeps the channels-last format in the backward pass; slices would not.
         """
         x, rest = state.split([self.channels, (self.partial - 1) * self.channels], dim=1)
         return x, rest if stride == 1 else F.max_pool2d(rest, 2, ceil_mode=True)
@@ -122,8 +122,8 @@ class SearchCell(nn.Module):
 def with_parameters_of_now(module: nn.Module) -> Callable[..., Tensor]:
     """Return a function that calls `module` as it is now.
 
-    To compute it again in the backward pass: `architecture_gradient` puts other weights into the
-    model for its forward pass only.
+    The function keeps the parameters of now. Checkpointing needs them in the backward pass, because
+    `architecture_gradient` puts other weights into the model for its forward pass only.
     """
     parameters = dict(module.named_parameters())
     return lambda *inputs: functional_call(module, parameters, inputs)

@@ -14,8 +14,8 @@ from darts_min.run.run_folder import RunFolder
 KINDS = ("normal", "reduce")
 # Said once, where the first estimate is shown.
 MEANING = (
-    "expected: what NAS-Bench-301 predicts for a network of this cell on CIFAR-10 (32 channels, 8 "
-    "cells, 100 epochs), whatever the data here are"
+    "expected: what NAS-Bench-301 would predict for the cell on CIFAR-10 (32 channels, 8 cells, "
+    "100 epochs), and the standard error of that; it knows nothing of the data here"
 )
 
 
@@ -38,7 +38,7 @@ def expected_of(genotype: Genotype) -> dict[str, float] | None:
 
 
 def epoch_lines(args: argparse.Namespace, record: dict[str, Any], is_changed: bool) -> str:
-    """Return two lines about an epoch, of at most 120 columns: the supernet, and its cell."""
+    """Return two lines of at most 120 columns: one about the supernet, one about its cell."""
     signs, skipped, expected = record["signs"], record["skipped_batches"], record["expected"]
     discrete = record["arch_accuracy"] - signs["accuracy lost in discretisation"]
     eigenvalue = signs.get("largest eigenvalue")
@@ -47,7 +47,7 @@ def epoch_lines(args: argparse.Namespace, record: dict[str, Any], is_changed: bo
         f"w half: loss {record['train_loss']:.3f}, {100 * record['train_accuracy']:.2f} %  "
         f"alpha half: loss {record['arch_loss']:.3f}, {100 * record['arch_accuracy']:.2f} %, "
         f"discretised {100 * discrete:.2f} %  {record['seconds']:.0f} s\n"
-        f"    cell {'changed' if is_changed else 'unchanged'}, "
+        f"    cell {'changed' if is_changed else 'unchanged' if record['epoch'] > 1 else 'found'}, "
         f"skips {signs['skips in the cell/normal']} + {signs['skips in the cell/reduce']}"
         + ("" if eigenvalue is None else f", eigenvalue {eigenvalue:.3g}")
         + f", {describe(None if expected is None else Estimate(**expected))}"
@@ -94,7 +94,8 @@ def report_epoch(
     record, *before = history[::-1]
     if not before and record["expected"] is not None:
         run.log(MEANING)
-    run.log(epoch_lines(args, record, not before or record["genotype"] != before[0]["genotype"]))
+    is_changed = bool(before) and record["genotype"] != before[0]["genotype"]
+    run.log(epoch_lines(args, record, is_changed))
     genotype = parse_genotype(record["genotype"])
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")
     pictures = run.save_pictures(lambda: draw_epoch(args, history, primitives))

@@ -62,17 +62,20 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str, demo: str) -> A
         help="mixed precision; auto: bf16 on a GPU that has it, else off")
     add("--channels-last", choices=("auto", "on", "off"), default="auto",
         help="memory format of images and weights; auto: on if the device is the CPU")
-    add("--fast-dev-run", action="store_true", help="try everything on two batches of each kind")
+    add("--fast-dev-run", action="store_true",
+        help="run one epoch of two batches, and all that follows an epoch")
     return add
 
 
 def add_training_flags(add: Adder) -> None:
     """Add the flags of both training scripts to the same group."""
-    add("--resume", action="store_true", help="continue the run in --out-dir, or the newest run")
+    add("--resume", action="store_true",
+        help="with the arguments of before: continue --out-dir, or the newest run")
     add("--checkpoint-minutes", type=AMOUNT, default=10,
-        help="minutes from one checkpoint to the next inside an epoch; the end of an epoch has one")
+        help="minutes between checkpoints inside an epoch; another one follows each epoch")
     add("--compile", action="store_true", help="compile the cells; slow to start, the gain varies")
-    add("--deterministic", action="store_true", help="compute the same bits on CUDA too; slower")
+    add("--deterministic", action="store_true",
+        help="compute the same bits in each run on CUDA, too; slower")
     add("--on-nonfinite", choices=("stop", "skip"), default="stop",
         help="at a loss or gradient that is not finite: stop, or skip up to nine batches in a row")
 
@@ -89,7 +92,8 @@ def add_data_flags(
     add("--data-dir", default="data", help="folder of downloads or of your images; npz: the file")
     add("--image-size", type=number(int, "[8, inf)"),
         help=f"resize images to squares of this side; without it, they have {image_size}")
-    add("--channels", type=int, choices=(1, 3), help="folder: read images as grey (1) or RGB (3)")
+    add("--channels", type=int, choices=(1, 3),
+        help="--dataset folder: read as grey (1) or RGB (3)")
     add("--subset", type=COUNT,
         help=f"use only so many of the {subset} images, equally many of each class")
     add("--batch-size", type=COUNT, default=batch_size, help="images in a batch of each process")
@@ -135,7 +139,8 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> Adder:
     """Add what a search does about a bad cell (judge/); return how to add more to the group."""
     add = parser.add_argument_group("signs of a bad cell").add_argument
     add("--hessian-every", type=COUNT_OR_0, default=1,
-        help="epochs from one eigenvalue of the Hessian to the next; 0: none")
+        help="epochs between eigenvalues of the Hessian of the loss in alpha, a sign of collapse; "
+        "0: none")
     add("--early-stop", action="store_true",
         help="stop when the eigenvalue grows too fast, and take an earlier genotype (RobustDARTS)")
     add("--adapt-weight-decay", action="store_true",
@@ -149,10 +154,12 @@ def add_selection_flags(parser: argparse.ArgumentParser) -> None:
     """Add the selection among several searches (judge/selection.py)."""
     add = parser.add_argument_group("selection among several searches (Sec. 3.2)").add_argument
     add("--seeds", type=SEED, nargs="+", metavar="SEED",
-        help="search with each seed, train the cells on half of the images, keep the best cell")
+        help="search with each seed, train each cell on half of the images, keep the best cell")
     add("--select-epochs", type=COUNT, default=100, help="epochs to train each cell found")
-    add("--select-channels", type=COUNT, default=36, help="initial channels to train it with")
-    add("--select-cells", type=number(int, "[3, inf)"), default=20, help="cells to train it with")
+    add("--select-channels", type=COUNT, default=36,
+        help="initial channels of the networks of these cells")
+    add("--select-cells", type=number(int, "[3, inf)"), default=20,
+        help="number of cells of these networks")
 # fmt: on
 
 
