@@ -47,6 +47,12 @@ NOT_DETERMINISTIC = {
     "grid_sample": "grid_sampler",
     "scatter_reduce": "scatter_reduce",
     "resize_": "quantized",
+    # PyTorch 2.6 lists these, too.
+    "MaxPool3d": "max_pool3d_with_indices_backward",
+    "ReplicationPad1d": "replication_pad1d_backward",
+    "ReplicationPad3d": "replication_pad3d_backward",
+    "kthvalue": "kthvalue",
+    "cumsum": "cumsum",
 }
 
 
