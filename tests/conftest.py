@@ -3,6 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from darts_min import draw
+
 torch.set_num_threads(1)  # the tests' tensors are small; more threads only slow them down
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -10,6 +12,14 @@ no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=no_gpu)])
 def device(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(request, monkeypatch):
+    """Let scripts draw at a quarter of the resolution: that is most of the time of a tiny run."""
+    if request.module.__name__ not in ("test_draw", "test_report"):
+        monkeypatch.setattr(draw, "SCALE", 1)
+        monkeypatch.setattr(draw, "PIXELS", 1)
 
 
 @pytest.fixture

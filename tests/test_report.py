@@ -29,7 +29,10 @@ def test_an_epoch_takes_two_lines_of_at_most_120_columns():
     assert f"expected {estimate.accuracy:.1f} % ± {estimate.std:.1f}, better than" in lines[1]
 
 
-def test_a_search_says_in_each_epoch_what_its_cell_is_expected_to_be_worth(tmp_path, capsys):
+def test_a_search_says_in_each_epoch_what_its_cell_is_expected_to_be_worth(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(report, "draw_epoch", lambda *_: {})
     arguments = [*SEARCH, "--epochs", "3", "--out-dir"]
     result = train_search.main([*arguments, f"{tmp_path}/last"])
     accuracies = []

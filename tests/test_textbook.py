@@ -1,5 +1,6 @@
 """Oracle: the supernet and the architecture gradient of darts_min, which other tests hold."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -51,6 +52,7 @@ def test_the_genotype_of_the_textbook_is_ours():
         assert textbook.genotype() == ours.genotype()
 
 
+@pytest.mark.slow
 def test_the_textbook_learns_what_it_searches_on(capsys):
     main()
     *steps, genotype = capsys.readouterr().out.splitlines()

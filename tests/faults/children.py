@@ -96,7 +96,7 @@ def run_script(script: str, arguments: Sequence[str], fault: Callable | None = N
 
     Drawing would take a third of the time of these short runs.
     """
-    draw.draw_cell = draw.draw_alphas = lambda *_: Image.new("RGB", (8, 8))
+    draw.draw_cell = draw.draw_alphas = draw.draw_history = lambda *_: Image.new("RGB", (8, 8))
     sys.argv = [f"{script}.py", *arguments]
     if fault is not None:
         fault()
