@@ -91,7 +91,7 @@ def test_a_batch_that_is_skipped_leaves_weights_and_momenta_as_they_were(train, 
     assert states[1] == states[0] != states[2]
     history = json.loads((tmp_path / "run" / "result.json").read_text())["history"]
     assert [record["skipped_batches"] for record in history] == [1, 1]
-    assert "  1 batches skipped so far\n" in (tmp_path / "run" / "log.txt").read_text()
+    assert "1 batches skipped so far\n" in (tmp_path / "run" / "log.txt").read_text()
     assert all(math.isfinite(record["train_loss"]) for record in history)
 
 
