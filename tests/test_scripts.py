@@ -416,7 +416,7 @@ def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
     parse_args = train_search.parse_args
     monkeypatch.setattr(train_search, "parse_args", parse)
     monkeypatch.setattr(signs, "largest_eigenvalue", lambda *_: next(values))
-    monkeypatch.setattr(train_search, "draw_alphas", lambda *_: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(report, "draw_epoch", lambda *_: {})
     arguments = [*SEARCH, "--early-stop", "--hessian-every", "1"]
     arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
     result = train_search.main(arguments)
