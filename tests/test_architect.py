@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from darts_min.architect import architecture_gradient
-from darts_min.data.datasets import Loader, channel_statistics, synthetic_dataset
+from darts_min.data import Loader, channel_statistics, synthetic_dataset
 from darts_min.supernet import Supernet
 
 

@@ -16,7 +16,7 @@ import eval_pretrained
 from darts_min import load_network
 from darts_min.convert.genotype_texts import parse_genotype
 from darts_min.convert.weights import names
-from darts_min.data.datasets import Images, Loader
+from darts_min.data import Images, Loader
 from darts_min.data.folder import read_image
 from darts_min.genotypes import PUBLISHED
 from darts_min.judge.cost import count_multiply_adds, count_parameters

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import train_final
 import train_search
 from darts_min.architect import architecture_gradient
-from darts_min.data.datasets import Loader, channel_statistics, synthetic_dataset
+from darts_min.data import Loader, channel_statistics, synthetic_dataset
 from darts_min.genotypes import PUBLISHED, Genotype, unused_states
 from darts_min.network import Network
 from darts_min.run.evaluation import evaluate

@@ -444,7 +444,3 @@ def into_memory(
             )
         images[i] = image
     return Images(torch.from_numpy(images), data.labels)
-
-
-# For scripts that still import these names from here; at the end, because loader.py needs Images.
-from darts_min.data.loader import Loader, make_loader  # noqa: E402, F401
