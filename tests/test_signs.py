@@ -175,7 +175,8 @@ def test_the_eigenvalue_is_of_as_many_images_as_memory_holds(monkeypatch, memory
 def test_a_cpu_without_memory_is_told_from_another_error(monkeypatch):
     with pytest.raises(RuntimeError) as full:
         torch.empty(2**60)
-    assert signs.is_out_of_memory(full.value)
+    assert signs.is_out_of_memory(full.value) and signs.is_out_of_memory(MemoryError())
+    assert signs.is_out_of_memory(RuntimeError("could not create a primitive"))
     with pytest.raises(RuntimeError) as other:
         torch.zeros(2) @ torch.zeros(3)
     assert not signs.is_out_of_memory(other.value)

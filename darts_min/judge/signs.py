@@ -162,16 +162,22 @@ def eigenvalue_that_fits(
         part = batch[0][:images], batch[1][:images]
         try:
             return largest_eigenvalue(model, loss_fn, part, machine.average), images
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if machine.world_size > 1 or not is_out_of_memory(error):
                 raise
         images //= 2  # outside `except`, where the error no longer holds the tensors
     return None, 0
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether PyTorch raised `error` because the GPU or the CPU has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether PyTorch raised `error` because the GPU or the CPU has no memory left.
+
+    On the CPU, oneDNN then only says that it "could not create" something.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("DefaultCPUAllocator", "bad_alloc", "could not create a")
+    return any(sign in str(error) for sign in signs)
 
 
 def should_stop(eigenvalues: Sequence[float | None], every: int = 1) -> bool:
