@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darts_min.genotypes import SHORT_NAMES, Genotype, random_genotype
+from darts_min.genotypes import PUBLISHED, Genotype, genotype_of, random_genotype
 from darts_min.judge.cost import count_parameters
 from darts_min.judge.estimate import (
     COEFFICIENTS,
@@ -400,15 +400,14 @@ def spearman(a: np.ndarray, b: np.ndarray, permutations: int = 100_000) -> tuple
 
 
 def read_published() -> list[dict]:
-    """Read published_cells.json; `genotype` is parsed from the short names of genotypes.py."""
+    """Read published_cells.json; `genotype` is that of the name, or parsed from short names."""
     path = Path(__file__).with_name("published_cells.json")
     rows = json.loads(path.read_text(encoding="utf-8"))
     for row in rows:
-        normal, reduce = (
-            tuple((SHORT_NAMES[op], int(j)) for op, j in (e.split("-") for e in row[kind].split()))
-            for kind in ("normal", "reduce")
-        )
-        row["genotype"] = Genotype(normal, CONCAT, reduce, CONCAT)
+        if row["name"] in PUBLISHED:
+            row["genotype"] = PUBLISHED[row["name"]]
+        else:
+            row["genotype"] = genotype_of(row["normal"], row["reduce"])
     return rows
 
 
@@ -423,6 +422,7 @@ def print_published() -> None:
             f"{row['name']:20} {row['error']:7.2f}  {row['parameters']:12.2f}  {e.accuracy:10.2f}"
             f"  {e.std:.2f}  {e.percentile:10.2f}  {row['source']}"
         )
+    rows = [row for row in rows if row["group"] != "other"]  # the error is not this cell's
     for group in ("methods", "SGAS", "all"):
         part = [row for row in rows if group in (row["group"], "all")]
         errors = np.array([row["error"] for row in part])

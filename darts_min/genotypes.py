@@ -45,35 +45,80 @@ SHORT_NAMES = {
 }
 
 
-def _cell(text: str) -> tuple[tuple[str, int], ...]:
-    """Expand `sep3-0 skip-1 ...` to pairs (operation, predecessor)."""
-    edges = (edge.split("-") for edge in text.split())
-    return tuple((SHORT_NAMES[op], int(predecessor)) for op, predecessor in edges)
-
-
-def _published(normal: str, reduce: str) -> Genotype:
-    return Genotype(_cell(normal), (2, 3, 4, 5), _cell(reduce), (2, 3, 4, 5))
+def genotype_of(normal: str, reduce: str) -> Genotype:
+    """Build a genotype of four nodes from cells in short names, such as `sep3-0 skip-1 ...`."""
+    cells = (
+        tuple((SHORT_NAMES[op], int(j)) for op, j in (edge.split("-") for edge in cell.split()))
+        for cell in (normal, reduce)
+    )
+    concat = (2, 3, 4, 5)
+    return Genotype(next(cells), concat, next(cells), concat)
 
 
 PUBLISHED = {
     # The paper's cells of first and second order, as the original code published them.
-    "DARTS_V1": _published(
+    "DARTS_V1": genotype_of(
         "sep3-1 sep3-0 skip-0 sep3-1 skip-0 sep3-1 sep3-0 skip-2",
         "max-0 max-1 skip-2 max-0 max-0 skip-2 skip-2 avg-0",
     ),
-    "DARTS_V2": _published(
+    "DARTS_V2": genotype_of(
         "sep3-0 sep3-1 sep3-0 sep3-1 sep3-1 skip-0 skip-0 dil3-2",
         "max-0 max-1 skip-2 max-1 max-0 skip-2 skip-2 max-1",
     ),
     # The cells of NNI 3.0's tutorial. Its plain recipe trains the first one to 89.69 %, its full
     # recipe the second one to 97.12 % (last epoch).
-    "NNI_PLAIN": _published(
+    "NNI_PLAIN": genotype_of(
         "sep3-1 sep3-0 sep3-1 sep3-2 sep3-1 sep3-0 sep3-1 max-0",
         "sep3-0 sep3-1 dil5-2 sep3-0 dil5-2 sep5-1 sep5-4 dil5-2",
     ),
-    "NNI_FULL": _published(
+    "NNI_FULL": genotype_of(
         "sep3-0 sep3-1 sep3-1 skip-0 sep3-0 max-1 sep3-0 sep3-1",
         "max-0 sep5-1 dil5-0 max-1 max-0 sep3-2 max-0 skip-2",
+    ),
+    # Later methods; docs/weights.md has their sources, errors and parameters.
+    "P_DARTS": genotype_of(
+        "skip-0 dil3-1 skip-0 sep3-1 sep3-1 sep3-3 sep3-0 dil5-4",
+        "avg-0 sep5-1 sep3-0 dil5-2 max-0 dil3-1 dil3-1 dil5-3",
+    ),
+    "PC_DARTS": genotype_of(
+        "sep3-1 skip-0 sep3-0 dil3-1 sep5-0 sep3-1 avg-0 dil3-1",
+        "sep5-1 max-0 sep5-1 sep5-2 sep3-0 sep3-3 sep3-1 sep3-2",
+    ),
+    "PC_DARTS_IMAGENET": genotype_of(
+        "skip-1 sep3-0 sep3-0 skip-1 sep3-1 sep3-3 sep3-1 dil5-4",
+        "sep3-0 skip-1 dil5-2 max-1 sep3-2 sep3-1 sep5-0 sep3-3",
+    ),
+    "GDAS": genotype_of(
+        "skip-0 skip-1 skip-0 sep5-2 sep3-3 skip-0 sep5-4 sep3-3",
+        "sep5-0 sep3-1 sep5-2 sep5-1 dil5-2 sep3-1 sep5-0 sep5-1",
+    ),
+    "SNAS": genotype_of(
+        "sep3-0 sep3-1 skip-0 dil3-1 skip-1 skip-0 skip-0 sep3-1",
+        "max-0 max-1 max-1 skip-2 skip-2 max-1 max-0 dil5-2",
+    ),
+    "DRNAS": genotype_of(
+        "sep3-0 sep5-1 sep3-1 sep3-2 skip-0 sep3-1 sep3-2 dil5-3",
+        "max-0 sep5-1 dil5-2 sep5-1 sep5-1 dil5-3 skip-4 sep5-1",
+    ),
+    "SGAS": genotype_of(
+        "sep3-0 dil3-1 sep3-0 sep3-1 sep5-1 sep5-3 skip-0 dil5-2",
+        "max-0 dil5-1 sep3-0 skip-2 sep3-1 skip-2 max-0 max-1",
+    ),
+    "ISTA_NAS": genotype_of(
+        "skip-0 dil3-1 sep3-1 dil5-2 avg-3 sep3-1 sep5-1 sep3-2",
+        "avg-0 max-1 skip-0 max-1 sep5-1 avg-0 max-0 dil5-2",
+    ),
+    "DARTS_PT": genotype_of(
+        "sep3-0 sep3-1 sep5-0 dil3-1 skip-0 skip-2 skip-0 max-4",
+        "sep3-0 avg-1 dil5-1 dil3-2 avg-0 max-2 sep3-2 skip-4",
+    ),
+    "FAIR_DARTS": genotype_of(
+        "sep3-0 sep5-1 dil3-1 max-0 dil3-0 dil3-1 sep3-0 dil5-1",
+        "max-0 sep5-1 avg-0 dil5-2 dil3-3 avg-0 avg-0 skip-3",
+    ),
+    "SDARTS_ADV": genotype_of(
+        "sep3-0 sep3-1 sep3-1 skip-0 sep5-0 dil3-3 dil3-4 skip-0",
+        "max-0 sep5-1 skip-2 max-0 skip-3 skip-2 skip-2 sep5-4",
     ),
 }
 

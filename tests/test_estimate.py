@@ -2,17 +2,22 @@
 
 import json
 import math
+import re
 import timeit
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import darts_min
 from benchmarks import estimate as benchmark
 from darts_min import Genotype, estimate_accuracy
 from darts_min.genotypes import PUBLISHED, random_genotype
 from darts_min.judge import estimate
+from darts_min.judge.cost import count_parameters
 from darts_min.judge.estimate import KINDS, OPS, load_model, path_sums, raw_features
+from darts_min.network import Network
 
 CONCAT = (2, 3, 4, 5)
 SHALLOW, DEEP = (0, 1) * 4, (0, 1, 1, 2, 2, 3, 3, 4)
@@ -198,10 +203,24 @@ def test_rank_statistics_are_those_of_textbook_examples():
     assert list(benchmark.ranks(np.array([5.0, 1, 5, 7]))) == [1.5, 0, 1.5, 3]
 
 
-def test_published_cells_are_in_the_space_and_their_parameters_are_counted():
-    rows = benchmark.read_published()
-    assert len({row["name"] for row in rows}) == len(rows) == 34
-    assert all(estimate_accuracy(row["genotype"]) for row in rows)
-    by_name = {row["name"]: row for row in rows}
-    assert by_name["DARTS_V2"]["genotype"] == PUBLISHED["DARTS_V2"]
-    assert by_name["DARTS_V2"]["parameters"] == 3.35
+@pytest.mark.parametrize("row", benchmark.read_published(), ids=lambda row: row["name"])
+def test_published_cells_are_in_the_space_and_their_parameters_are_counted(row):
+    assert estimate_accuracy(row["genotype"])
+    imagenet = row["name"] == "PC_DARTS_IMAGENET"
+    stem, *sizes = ("imagenet", 1000, 48, 14) if imagenet else ("cifar", 10, 36, 20)
+    with torch.device("meta"):
+        network = Network(row["genotype"], *sizes, auxiliary=False, stem=stem)
+    assert count_parameters(network) / 1e6 == pytest.approx(row["parameters"], abs=0.006)
+
+
+def test_the_documented_table_of_published_cells_is_that_of_the_benchmark():
+    text = (Path(__file__).parent.parent / "docs/weights.md").read_text(encoding="utf-8")
+    link = r"\[[^]]+\]\((\S+)\)"
+    row = rf"^\| `(\w+)` \| ([\d.]+)[^|]* \| ([\d.]+) \| {link} \| {link} \|$"
+    table = re.findall(row, text, re.MULTILINE)
+    rows = {row["name"]: row for row in benchmark.read_published()}
+    assert {name for name, *_ in table} == set(PUBLISHED) - {"NNI_PLAIN", "NNI_FULL"}
+    for name, error, parameters, *sources in table:
+        row = rows[name]
+        assert (float(error), float(parameters)) == (row["error"], row["parameters"])
+        assert sources == [row["source"], row["error_source"]]

@@ -48,7 +48,15 @@ def message(source):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_cells_survive_a_round_trip(name, form):
     assert parse_genotype(name) is PUBLISHED[name]
+    assert parse_genotype(name.lower().replace("_", "-")) is PUBLISHED[name]
     assert parse_genotype(format_genotype(PUBLISHED[name], form)) == PUBLISHED[name]
+
+
+def test_a_file_with_the_name_of_a_cell_in_small_letters_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gdas").write_text(format_genotype(PUBLISHED["SNAS"]), encoding="utf-8")
+    assert parse_genotype("gdas") == PUBLISHED["SNAS"]
+    assert parse_genotype("GDAS") is PUBLISHED["GDAS"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -37,16 +37,19 @@ def parse_genotype(source: str | Path) -> Genotype:
 def read_genotype(source: str | Path) -> tuple[Genotype, str | None]:
     """Read a genotype from a name, a file, a run folder or text; also return a note, or None.
 
-    A name is a published one (`DARTS_V2`) or `random:SEED`. docs/weights.md shows all forms of
-    text. `FILE:NAME` takes `NAME = Genotype(...)` from a file of several names. Of several
+    A name is a published one (`DARTS_V2`, `pc-darts`) or `random:SEED`. docs/weights.md shows all
+    forms of text. `FILE:NAME` takes `NAME = Genotype(...)` from a file of several names. Of several
     genotypes without names, as in a log, the last one counts, and the note says so.
 
     Nothing is evaluated: Python text is parsed to a syntax tree, and only literals, `range(...)`
     and numbers wrapped by numpy or torch are accepted. Raises a ValueError that says what is wrong
     and where.
     """
-    if str(source) in PUBLISHED:
-        return PUBLISHED[str(source)], None
+    name = str(source)
+    if name not in PUBLISHED and not os.path.exists(name):
+        name = name.upper().replace("-", "_")  # pc-darts
+    if name in PUBLISHED:
+        return PUBLISHED[name], None
     if match := re.fullmatch(r"random:(\d{1,18})", str(source)):
         return random_genotype(int(match[1])), None
     text, where, name = str(source), "genotype", None
