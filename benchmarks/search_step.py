@@ -5,6 +5,8 @@ of the step, as the original code does. Both run in this process, interleaved. R
 shape of CIFAR; 16 channels, 8 cells.
 
     python -m benchmarks.search_step [--batch-size 16 64] [--order 1 2] [--repetitions 5]
+
+With `--channels-last` the textbook is in channels-last memory, too: the share of the memory format.
 """
 
 import argparse
@@ -88,10 +90,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--order", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--channels-last", action="store_true", help="the textbook, too")
     args = parser.parse_args()
     torch.manual_seed(0)
     ours = Supernet().to(memory_format=torch.channels_last)
     textbook = TextbookSupernet()
+    if args.channels_last:
+        textbook = textbook.to(memory_format=torch.channels_last)
     for alpha in ours.alphas():
         alpha.requires_grad_(False)
     our_optimizers, textbook_optimizers = optimizers(ours, True), optimizers(textbook, None)
