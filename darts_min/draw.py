@@ -144,7 +144,7 @@ def layout_cell(genotype: Genotype, kind: str) -> Layout:
 def draw_cell(genotype: Genotype, kind: str) -> Image.Image:
     """Draw the `normal` or the `reduce` cell."""
     size, boxes, edges = layout_cell(genotype, kind)
-    canvas = _Canvas(size)
+    canvas = Canvas(size)
     title = {"normal": "normal cell", "reduce": "reduction cell"}[kind]
     canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
     for edge in reversed(edges):  # the output's below the others
@@ -208,7 +208,7 @@ def draw_alphas(
     left = MARGIN + max(text_width(name, LABEL) for name in names) + 14
     tops = [head + 28 + i * cell_height + node * node_gap for i, (node, _) in enumerate(nodes)]
     width = max(left + cell_width * len(primitives), MARGIN + text_width(title, TITLE))
-    canvas = _Canvas((width + MARGIN, tops[-1] + cell_height + 36 + MARGIN / 2))
+    canvas = Canvas((width + MARGIN, tops[-1] + cell_height + 36 + MARGIN / 2))
     canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
     for j, name in enumerate(primitives):
         canvas.text((left + cell_width * (j + 0.5), head + 12), name, LABEL, INK)
@@ -253,7 +253,7 @@ def draw_history(
     right, bottom = left + step * len(mixtures), head + len(edges) * (height + 6)
     legend = right + 24
     width = legend + 32 + max(text_width(name, LABEL) for name in primitives)
-    canvas = _Canvas((max(width, MARGIN + text_width(title, TITLE)) + MARGIN, bottom + MARGIN))
+    canvas = Canvas((max(width, MARGIN + text_width(title, TITLE)) + MARGIN, bottom + MARGIN))
     canvas.text((MARGIN, MARGIN + TITLE / 2), title, TITLE, INK, "left")
     fills = [SHARES[i % len(SHARES)] for i in range(len(primitives))]
     for edge, name in zip(edges, names, strict=True):
@@ -307,7 +307,7 @@ def _towards(start: Point, end: Point, length: float) -> Point:
     return start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share
 
 
-class _Canvas:
+class Canvas:
     """A white picture drawn in units."""
 
     def __init__(self, size: Point):
@@ -319,13 +319,16 @@ class _Canvas:
         corners = [round(side * SCALE) for side in box]
         self.pen.rounded_rectangle(corners, radius * SCALE, fill, edge, round(width * SCALE))
 
+    def line(self, points: Sequence[Point], color: str) -> None:
+        self.pen.line([(x * SCALE, y * SCALE) for x, y in points], color, 2 * SCALE, joint="curve")
+
     def arrow(self, points: Sequence[Point], color: str) -> None:
         """Draw an arrow that ends rightwards; a white rim makes it pass over what it crosses."""
         x, y = points[-1]
         line = _round_corners([*points[:-1], (x - 6, y)])
-        line = [(a * SCALE, b * SCALE) for a, b in line]
-        self.pen.line(line, PAPER, 6 * SCALE, joint="curve")
-        self.pen.line(line, color, 2 * SCALE, joint="curve")
+        wide = [(a * SCALE, b * SCALE) for a, b in line]
+        self.pen.line(wide, PAPER, 6 * SCALE, joint="curve")
+        self.line(line, color)
         head = [(x, y), (x - 12, y - 5), (x - 12, y + 5)]
         self.pen.polygon([(a * SCALE, b * SCALE) for a, b in head], color)
 

@@ -1,0 +1,271 @@
+"""Print the tables of the study in STUDY.md, from benchmarks/results.
+
+python -m benchmarks.study_tables [--pictures docs]
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.estimate import spearman
+from benchmarks.plot import scatter
+from benchmarks.study import METHODS, RESULTS
+from darts_min.genotypes import genotype_of
+from darts_min.judge.estimate import estimate_accuracy
+from darts_min.judge.signs import LOOK_BACK, should_stop
+
+BY_ALPHA = [name for name in METHODS if name not in ("random", "S2")]
+T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36)  # 97.5 % of Student's t, from 1 degree on
+
+
+def uniform_sum_tail(values: Sequence[float]) -> float:
+    """Return the probability that so many uniform variables sum up to at least `sum(values)`.
+
+    Exact, by the distribution of Irwin and Hall.
+    """
+    n, total = len(values), sum(map(Fraction, values))
+    terms = ((-1) ** k * math.comb(n, k) * (total - k) ** n for k in range(n + 1) if k < total)
+    return float(1 - sum(terms, Fraction(0)) / math.factorial(n))
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval by Student's t, cut to 0 to 100."""
+    n, mean = len(values), statistics.mean(values)
+    if n == 1:
+        return mean, 0.0, 100.0
+    t = T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else 1.96 + 2.4 / (n - 1)
+    half = t * statistics.stdev(values) / math.sqrt(n)
+    return mean, max(0.0, mean - half), min(100.0, mean + half)
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if np.std(a) and np.std(b) else math.nan
+
+
+def read(kind: str) -> list[dict]:
+    """Read the results of searches ("method") or trainings ("cell")."""
+    files = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
+    results = [result for result in files if kind in result]
+    for result in results:
+        for part in result.get("epochs", [result]):
+            part["cells"] = part["normal"], part["reduce"]
+            part["estimate"] = estimate_accuracy(genotype_of(*part["cells"]))
+    return results
+
+
+def percentiles(search: dict) -> list[float]:
+    return [epoch["estimate"].percentile for epoch in search["epochs"]]
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of Markdown."""
+    print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def print_percentiles(searches: dict[str, list[dict]]) -> None:
+    """Print where the last cells lie among random cells, and how it went with the epochs."""
+    groups = searches | {"all by alpha": [s for name in BY_ALPHA for s in searches.get(name, [])]}
+    rows, by_epoch, kept_best = [], [], []
+    for name, group in groups.items():
+        last = [percentiles(search)[-1] for search in group]
+        mean, low, high = mean_and_interval(last)
+        p = "-" if name == "S2" else f"{uniform_sum_tail([x / 100 for x in last]):.2g}"
+        each = ", ".join(f"{x:.0f}" for x in last) if name in METHODS else ""
+        minutes = statistics.median(search["seconds"] for search in group) / 60
+        rows.append(
+            [
+                name,
+                str(len(last)),
+                each,
+                f"{mean:.0f}",
+                f"{low:.0f} to {high:.0f}",
+                p,
+                f"{minutes:.0f}",
+            ]
+        )
+        best = [max(percentiles(search)) for search in group]
+        falls = [b - x for b, x in zip(best, last, strict=True)]
+        counts = [len({epoch["cells"] for epoch in search["epochs"]}) for search in group]
+        # The best of m random cells has the percentile 100 u ** (1 / m), with u uniform.
+        as_uniform = [(b / 100) ** m for b, m in zip(best, counts, strict=True)]
+        kept_best.append(
+            [
+                name,
+                f"{statistics.mean(best):.0f}",
+                f"{statistics.mean(falls):.0f}",
+                f"{sum(fall > 20 for fall in falls)} of {len(falls)}",
+                f"{statistics.mean(counts):.1f}",
+                f"{statistics.mean(100 * m / (m + 1) for m in counts):.0f}",
+                "-" if name == "S2" else f"{uniform_sum_tail(as_uniform):.2g}",
+            ]
+        )
+        if name in METHODS:
+            curves = zip(*(percentiles(search) for search in group), strict=True)
+            by_epoch.append([name, " ".join(f"{statistics.mean(x):.0f}" for x in curves)])
+    head = ["method", "searches", "percentile of the last cell, each seed", "mean", "95 % interval"]
+    table("Last cells", [*head, "p, one-sided", "minutes a search"], rows)
+    table("By epoch", ["method", "mean percentile after each epoch"], by_epoch)
+    head = ["method", "best percentile", "fall to the last", "falls of more than 20"]
+    head += ["different cells", "expected of the best of as many random cells", "p, one-sided"]
+    table("The best epoch", head, kept_best)
+
+
+def print_early_stopping(searches: Sequence[dict]) -> None:
+    rows = []
+    for search in searches:
+        epochs, at = search["epochs"], percentiles(search)
+        values = [epoch["signs"].get("largest eigenvalue") for epoch in epochs]
+        stop = next((n for n in range(1, len(values) + 1) if should_stop(values[:n])), None)
+        skips = [
+            "{} + {}".format(
+                *(e["signs"][f"skips in the cell/{kind}"] for kind in ("normal", "reduce"))
+            )
+            for e in epochs
+        ]
+        kept = None if stop is None else stop - 1 - LOOK_BACK
+        rows.append(
+            [
+                str(search["seed"]),
+                "never" if stop is None else str(stop),
+                "-" if kept is None else f"{at[kept]:.0f} ({skips[kept]})",
+                f"{at[-1]:.0f} ({skips[-1]})",
+                f"{max(at):.0f}",
+            ]
+        )
+    head = ["seed", "stops after epoch", "percentile (skips) then", "at the end", "best epoch"]
+    table("S2: early stopping", head, rows)
+
+
+def print_signs(searches: Sequence[dict]) -> None:
+    """Correlate each sign with the estimate: over last epochs, and over the epochs of a search."""
+    rows = []
+    for sign in sorted({key for s in searches for e in s["epochs"] for key in e["signs"]}):
+        last, inside = [], []
+        for search in searches:
+            pairs = [
+                (e["signs"][sign], e["estimate"].accuracy)
+                for e in search["epochs"]
+                if e["signs"].get(sign) is not None
+            ]
+            if pairs:
+                last.append(pairs[-1])
+                inside += (np.array(pairs) - np.mean(pairs, axis=0)).tolist()
+        if len(last) > 2:
+            rho, p = spearman(*np.array(last).T)
+            rows.append(
+                [
+                    sign,
+                    str(len(last)),
+                    f"{rho:+.2f}",
+                    f"{p:.2f}",
+                    f"{correlation(*zip(*inside, strict=True)):+.2f}",
+                ]
+            )
+    head = ["sign", "searches", "rank correlation, last epochs", "p", "correlation within searches"]
+    table("Signs and the estimate", head, rows)
+
+
+def print_trainings(trainings: Sequence[dict]) -> None:
+    rows = []
+    trainings = sorted(trainings, key=lambda t: -t["test_accuracy"][-1])
+    for result in trainings:
+        accuracy, estimate = result["test_accuracy"], result["estimate"]
+        result["early"] = accuracy[len(accuracy) // 3 - 1]
+        rows.append(
+            [
+                result["cell"],
+                f"{estimate.accuracy:.2f} ± {estimate.std:.2f}",
+                f"{estimate.percentile:.1f}",
+                f"{result['parameters_M']:.3f}",
+                f"{100 * result['early']:.2f}",
+                f"{100 * accuracy[-1]:.2f}",
+                f"{100 * (accuracy[-1] - accuracy[-1 - len(accuracy) // 5]):+.2f}",
+            ]
+        )
+    head = [
+        "cell",
+        "estimate (%)",
+        "percentile",
+        "parameters (M)",
+        "after a third of the epochs (%)",
+    ]
+    table("Trainings", [*head, "test accuracy (%)", "gain in the last fifth"], rows)
+    columns = {
+        "estimate": [t["estimate"].accuracy for t in trainings],
+        "parameters": [t["parameters_M"] for t in trainings],
+        "accuracy after a third": [t["early"] for t in trainings],
+    }
+    final = np.array([t["test_accuracy"][-1] for t in trainings])
+    for what, values in columns.items():
+        rho, p = spearman(np.array(values), final)
+        print(f"\n{what} against test accuracy, {len(final)} cells: rho {rho:+.2f}, p {p:.3f}")
+
+
+def draw_searches(searches: dict[str, list[dict]]) -> Image.Image:
+    """Draw the best and the last percentile of each search, in a row for each method."""
+    rows = dict(enumerate(reversed(searches)))
+    groups, lines = {"best epoch": [], "last epoch": []}, []
+    for y, name in rows.items():
+        for i, search in enumerate(searches[name]):
+            height = y + 0.15 * (i - (len(searches[name]) - 1) / 2)
+            at = percentiles(search)
+            line = [(max(at), height), (at[-1], height)]
+            lines.append(line)
+            for group, point in zip(groups.values(), line, strict=True):
+                group.append(point)
+    return scatter(
+        groups,
+        "The cells of each search among random cells",
+        "percentile of the estimate",
+        "method",
+        range(0, 101, 20),
+        {-0.5: "", **rows, len(rows) - 0.5: ""},
+        lines,
+    )
+
+
+def draw_trainings(trainings: Sequence[dict]) -> Image.Image:
+    """Draw test accuracy over estimate."""
+    kinds = {"random": [], "found or published": []}
+    for result in trainings:
+        point = result["estimate"].accuracy, 100 * result["test_accuracy"][-1]
+        kinds["random" if ":" in result["cell"] else "found or published"].append(point)
+    x, y = zip(*(point for points in kinds.values() for point in points), strict=True)
+    return scatter(
+        kinds,
+        "Estimate and test accuracy of trained cells",
+        "estimate (%)",
+        "test accuracy (%)",
+        np.arange(math.floor(2 * min(x)) / 2, max(x) + 0.5, 0.5),
+        {tick: str(tick) for tick in range(math.floor(min(y)), math.ceil(max(y)) + 1)},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=Path, help="draw the pictures into this folder")
+    args = parser.parse_args()
+    searches, trainings = {}, read("cell")
+    for result in read("method"):
+        searches.setdefault(result["method"], []).append(result)
+    searches = {name: searches[name] for name in METHODS if name in searches}
+    print_percentiles(searches)
+    print_early_stopping(searches.get("S2", []))
+    print_signs([search for name in BY_ALPHA for search in searches.get(name, [])])
+    print_trainings(trainings)
+    if args.pictures:
+        draw_searches(searches).save(args.pictures / "study_searches.png")
+        draw_trainings(trainings).save(args.pictures / "study_trainings.png")
+
+
+if __name__ == "__main__":
+    main()
