@@ -1,6 +1,8 @@
 """Print the tables of the study in STUDY.md, from benchmarks/results.
 
-python -m benchmarks.study_tables [--pictures docs]
+    python -m benchmarks.study_tables [--pictures docs]
+
+`--pictures` also draws them into a folder.
 """
 
 import argparse
@@ -74,6 +76,7 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
 def print_percentiles(searches: dict[str, list[dict]]) -> None:
     """Print where the last cells lie among random cells, and how it went with the epochs."""
     groups = searches | {"all by alpha": [s for name in BY_ALPHA for s in searches.get(name, [])]}
+    groups = {name: group for name, group in groups.items() if group}
     rows, by_epoch, kept_best = [], [], []
     for name, group in groups.items():
         last = [percentiles(search)[-1] for search in group]
@@ -159,7 +162,7 @@ def print_signs(searches: Sequence[dict]) -> None:
             if pairs:
                 last.append(pairs[-1])
                 inside += (np.array(pairs) - np.mean(pairs, axis=0)).tolist()
-        if len(last) > 2:
+        if len({value for value, _ in last}) > 1:
             rho, p = spearman(*np.array(last).T)
             rows.append(
                 [
@@ -261,10 +264,12 @@ def main() -> None:
     print_percentiles(searches)
     print_early_stopping(searches.get("S2", []))
     print_signs([search for name in BY_ALPHA for search in searches.get(name, [])])
-    print_trainings(trainings)
+    if trainings:
+        print_trainings(trainings)
     if args.pictures:
         draw_searches(searches).save(args.pictures / "study_searches.png")
-        draw_trainings(trainings).save(args.pictures / "study_trainings.png")
+        if trainings:
+            draw_trainings(trainings).save(args.pictures / "study_trainings.png")
 
 
 if __name__ == "__main__":

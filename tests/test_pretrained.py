@@ -20,13 +20,15 @@ from darts_min.data import Images, Loader
 from darts_min.data.folder import read_image
 from darts_min.genotypes import PUBLISHED
 from darts_min.judge.cost import count_multiply_adds, count_parameters
+from darts_min.judge.estimate import estimate_accuracy
+from darts_min.judge.report import describe
 from darts_min.run.evaluation import evaluate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(os.environ.get("CIFAR10_FOLDER", ROOT / "data" / "cifar10"))
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-STUDY = (ROOT / "benchmarks" / "STUDY.md").read_text(encoding="utf-8")
-S2 = parse_genotype(re.search("S2, seed 1, stopped: `(.*)`", STUDY)[1])
+CARD = ROOT / "darts_min" / "convert" / "pretrained" / "s2_c16_l8_cifar10.md"
+S2 = parse_genotype(re.search("`(Genotype.*)`", CARD.read_text(encoding="utf-8"))[1])
 # Genotype, parameters, multiply-adds in millions, errors on the 500 images.
 SHIPPED = {
     "darts_v2_c16_l8_cifar10": (PUBLISHED["DARTS_V2"], 246_106, 43.4, 54),
@@ -52,8 +54,9 @@ def test_its_file_is_small_and_its_card_names_the_accuracy(name):
     folder = Path(darts_min.__file__).parent / "convert" / "pretrained"
     assert (folder / f"{name}.pt").stat().st_size < 2_000_000
     accuracy = load_network(name).details["test_accuracy"]
-    card = (folder / f"{name}.md").read_text()
+    card = (folder / f"{name}.md").read_text(encoding="utf-8")
     assert f"{100 * accuracy:.2f} %" in card
+    assert describe(estimate_accuracy(SHIPPED[name][0])).removeprefix("expected") in card
     assert f"{100 * accuracy:.2f} %" in (ROOT / "README.md").read_text()
 
 

@@ -129,9 +129,9 @@ def test_tensorboard_has_every_curve_and_picture(runs):
     assert groups == {"progress", "signs"}  # cells of two nodes have no expected accuracy
     for tag in ("entropy of kept edges (nats), normal", "skips in the cell, reduce"):
         assert f"signs/{tag}" in tags["search"]["scalars"]
-    pictures = {"cell_normal", "cell_reduce"}
+    pictures = {"cell/normal", "cell/reduce"}
     assert set(tags["final"]["images"]) == pictures
-    pictures |= {"alphas_normal", "alphas_reduce", "mixtures_normal", "mixtures_reduce"}
+    pictures |= {"alphas/normal", "alphas/reduce", "mixtures/normal", "mixtures/reduce"}
     assert set(tags["search"]["images"]) == pictures
     for record in runs[1]["history"]:  # the figures behind the pictures
         assert [len(mix) for mix in record["mixtures"]] == [5, 5]

@@ -174,6 +174,7 @@ class RunFolder:
                 for name, text in (texts or {}).items():
                     self.writer.add_text(name, text, epoch)
                 for name, picture in (pictures or {}).items():
+                    name = name.replace("_", "/")  # before "/" is the group
                     self.writer.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
                 self.writer.flush()
             except OSError:
