@@ -113,14 +113,14 @@ def test_early_stopping_takes_the_cell_that_the_rule_names(rows):
 
 def test_trainings_are_ranked_and_their_gain_is_counted(rows):
     def trained(name, genotype, accuracy):
-        fields = {"cell": name, "parameters_M": 0.2, "test_accuracy": accuracy}
+        fields = {"cell": name, "parameters_M": accuracy[0], "test_accuracy": accuracy}
         return fields | study.short(genotype)
 
     cells = [random_genotype(seed) for seed in range(3)]
-    curves = [[0.1, 0.2, 0.3, 0.4, 0.5], [0.1, 0.3, 0.4, 0.6, 0.7], [0.2, 0.3, 0.4, 0.5, 0.6]]
+    curves = [[0.1, 0.2, 0.3, 0.4, 0.5], [0.15, 0.3, 0.4, 0.6, 0.7], [0.2, 0.3, 0.4, 0.5, 0.6]]
     found = rows(
         [trained(f"random:{i}", c, a) for i, (c, a) in enumerate(zip(cells, curves, strict=True))]
     )
     names = [name for name in found if name.startswith("random:")]
     assert names == ["random:1", "random:2", "random:0"]
-    assert found["random:1"][0][3:] == ["10.00", "70.00", "+10.00"]
+    assert found["random:1"][0][3:] == ["15.00", "70.00", "+10.00"]
