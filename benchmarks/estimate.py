@@ -1,7 +1,7 @@
 """Fit darts_min/judge/estimate.json, and check it: how far off, how sure, and is it right?
 
     python -m benchmarks.estimate --data nasbench301_cells.json [--out FILE]
-    python -m benchmarks.estimate --published
+    python -m benchmarks.estimate --published [--picture FILE]
 
 `--data` holds cells and the accuracy that NAS-Bench-301 predicts: `{"cells": [{"normal": [[op,
 predecessor], ...], "reduce": [...], "val_accuracy": %}, ...]}`. Several forms of regression are
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from benchmarks.plot import scatter
 from darts_min.genotypes import PUBLISHED, Genotype, genotype_of, random_genotype
 from darts_min.judge.cost import count_parameters
 from darts_min.judge.estimate import (
@@ -411,8 +413,11 @@ def read_published() -> list[dict]:
     return rows
 
 
-def print_published() -> None:
-    """Print estimates beside published errors, and their rank correlation in each group."""
+def print_published() -> list[dict]:
+    """Print estimates beside published errors, and their rank correlation in each group.
+
+    Returns the rows, with estimates.
+    """
     rows = read_published()
     print("cell                 error %  parameters M  estimate %   std  percentile  source")
     for row in rows:
@@ -432,6 +437,20 @@ def print_published() -> None:
         ):
             rho, p = spearman(np.array(values), errors)
             print(f"{group}, {len(part)} cells: {what} against error, rho {rho:+.2f}, p {p:.3f}")
+    return rows
+
+
+def draw_published(rows: list[dict]) -> Image.Image:
+    """Draw published error over estimate."""
+    groups = {"a paper's only cell": "methods", "SGAS, ten searches of two kinds": "SGAS"}
+    points = {
+        name: [(r["estimate"].accuracy, r["error"]) for r in rows if r["group"] == group]
+        for name, group in groups.items()
+    }
+    errors = {error: f"{error:.1f}" for error in (2.2, 2.4, 2.6, 2.8, 3.0, 3.2)}
+    title = "Published errors of the cells that papers found"
+    accuracies = (93.4, 93.6, 93.8, 94.0, 94.2, 94.4, 94.6, 94.8)
+    return scatter(points, title, "estimate (%)", "test error (%)", accuracies, errors)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -439,6 +458,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="cells with predicted accuracies, JSON")
     parser.add_argument("--out", type=Path, default=COEFFICIENTS, help="coefficients to write")
     parser.add_argument("--published", action="store_true", help="compare with published errors")
+    parser.add_argument("--picture", type=Path, help="draw the published cells into this file")
     args = parser.parse_args(argv)
     if args.data is None and not args.published:
         parser.error("nothing to do: --data FILE or --published")
@@ -448,7 +468,9 @@ def main(argv: list[str] | None = None) -> None:
         print_extrapolation(genotypes, y, factors)
         write_coefficients(genotypes, y, factors, args.out)
     if args.published:
-        print_published()
+        rows = print_published()
+        if args.picture:
+            draw_published(rows).save(args.picture)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import study, study_tables
+from benchmarks import plot, study, study_tables
 from darts_min.genotypes import genotype_of, random_genotype
 from darts_min.judge.estimate import estimate_accuracy
 
@@ -124,3 +125,17 @@ def test_trainings_are_ranked_and_their_gain_is_counted(rows):
     names = [name for name in found if name.startswith("random:")]
     assert names == ["random:1", "random:2", "random:0"]
     assert found["random:1"][0][3:] == ["15.00", "70.00", "+10.00"]
+
+
+def test_points_lie_at_their_places():
+    points = {"a": [(0.0, 0.0)], "b": [(1.0, 2.0)]}
+    picture = plot.scatter(points, "title", "x", "y", (0, 2, 4), {0: "low", 3: "high"})
+    pixels, dots = np.asarray(picture).astype(int), []
+    for hue in plot.HUES[:2]:
+        rgb = [int(hue[i : i + 2], 16) for i in (1, 3, 5)]
+        y, x = np.nonzero((np.abs(pixels - rgb) < 4).all(axis=2))
+        dot = x < x.min() + 4 * plot.DOT  # the other one is in the legend
+        dots.append((x[dot].mean(), y[dot].mean()))
+    (x, y), (other_x, other_y) = dots
+    assert other_x - x == pytest.approx(2 * plot.PLOT_WIDTH / 4, abs=1)  # two pixels a unit
+    assert y - other_y == pytest.approx(2 * plot.PLOT_HEIGHT * 2 / 3, abs=1)
