@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import plot, study, study_tables
+from darts_min import draw
 from darts_min.genotypes import genotype_of, random_genotype
 from darts_min.judge.estimate import estimate_accuracy
 
@@ -137,5 +138,5 @@ def test_points_lie_at_their_places():
         dot = x < x.min() + 4 * plot.DOT  # the other one is in the legend
         dots.append((x[dot].mean(), y[dot].mean()))
     (x, y), (other_x, other_y) = dots
-    assert other_x - x == pytest.approx(2 * plot.PLOT_WIDTH / 4, abs=1)  # two pixels a unit
-    assert y - other_y == pytest.approx(2 * plot.PLOT_HEIGHT * 2 / 3, abs=1)
+    assert other_x - x == pytest.approx(draw.PIXELS * plot.PLOT_WIDTH / 4, abs=1)
+    assert y - other_y == pytest.approx(draw.PIXELS * plot.PLOT_HEIGHT * 2 / 3, abs=1)
