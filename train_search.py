@@ -360,7 +360,8 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
 def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | None) -> dict:
     """Search once; write the run folder, and return the result."""
     torch.manual_seed(args.seed)
-    machine = Machine(args.device, args.amp, args.channels_last, args.deterministic, args.compile)
+    how = args.channels_last, args.deterministic, args.compile, args.cuda_graphs
+    machine = Machine(args.device, args.amp, *how)
     dataset, train, w_loader, alpha_loader, eval_loader = load_halves(args, dataset, machine)
     num_classes = len(dataset.classes)
     model = make_supernet(args, num_classes, train.channels, machine)

@@ -33,7 +33,7 @@ METHODS = {
     "gumbel": (4, "--relaxation gumbel --alpha-lr 2e-3"),
     "dirichlet": (4, "--relaxation dirichlet --alpha-warmup-epochs 2 --alpha-lr 4e-3"),
     "sigmoid": (4, "--relaxation sigmoid --alpha-lr 2e-2"),
-    "random": (4, "--method random --candidates 40"),
+    "random": (4, "--method random --candidates 40 --hessian-every 0"),
     "S2": (4, "--space S2 --alpha-lr 2e-3 --epochs 20 --hessian-every 1"),
     "softmax-order-2": (2, "--alpha-lr 2e-3 --order 2"),
 }

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import train_search
 from benchmarks import plot, study, study_tables
 from darts_min import draw
 from darts_min.genotypes import genotype_of, random_genotype
@@ -49,6 +50,12 @@ def test_the_trained_cells_span_the_estimates():
         for name in list(cells)[i : i + 2]:
             assert name.startswith("random:")
             assert low <= estimate_accuracy(cells[name]).percentile <= high
+
+
+@pytest.mark.parametrize("method", study.METHODS)
+def test_the_flags_of_each_method_are_accepted(method, tmp_path):
+    flags = f"{study.SEARCH} {study.METHODS[method][1]} --seed 0 --data-dir {tmp_path}"
+    assert train_search.parse_args(flags.split()).epochs in (10, 20)
 
 
 def result(method, seed, genotypes, eigenvalues):
