@@ -96,14 +96,17 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add = parser.add_argument_group("network").add_argument
     flags.add_size_flags(add, init_channels=36, num_cells=20)
     add("--genotype", help="cell to train: a published name, a run folder, a file or text")
-    add("--init-from", metavar="FILE", help="fine-tune the network of this file or published name")
+    add("--init-from", metavar="FILE",
+        help="fine-tune this network: a file, a run folder, or the name of one that ships")
     add("--freeze-features", action="store_true", help="train the classifier alone")
     add("--auxiliary-weight", type=AMOUNT, default=0.4,
         help="weight of the auxiliary head's loss; 0: no head")
     add("--drop-path-prob", type=SHARE, default=0.2,
         help="probability of dropping an edge in the last epoch; grows linearly from 0")
-    add("--max-params", type=POSITIVE, help="largest number of parameters, in millions")
-    add("--max-madds", type=POSITIVE, help="largest number of multiply-adds, in millions")
+    add("--max-params", type=POSITIVE,
+        help="refuse a network of more parameters than this, in millions")
+    add("--max-madds", type=POSITIVE,
+        help="refuse a network of more multiply-adds than this, in millions")
     add = flags.add_optimizer_flags(parser, epochs=600, w_lr_min=0.0)
     add("--w-schedule", choices=SCHEDULES, default="cosine", help="schedule of the learning rate")
     add("--w-lr-decay", type=number(float, "(0, 1]"), default=0.97,

@@ -106,9 +106,8 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     flags.add_size_flags(add, init_channels=16, num_cells=8)
     add("--num-nodes", type=int, default=4, help="intermediate nodes of a cell")
     add("--space", default="darts",
-        help="operations that an edge may use: darts, nni (in NNI's order), RobustDARTS' S1 to "
-        "S4, or"
-        "a list such as none,skip_connect,sep_conv_3x3")
+        help="operations that an edge may use: darts, nni (in NNI's order), RobustDARTS' S1 to S4, "
+        "or a list such as none,skip_connect,sep_conv_3x3")
     add("--search-drop-path", type=SHARE, default=0.0,
         help="probability of dropping an edge in the last epoch; grows linearly from 0")
     add("--checkpoint-cells", action="store_true",
@@ -119,9 +118,8 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add("--method", choices=("darts", "random"), default="darts",
         help="learn the alphas, or train random cells with shared weights and rank them")
     add("--relaxation", choices=RELAXATIONS, default="softmax",
-        help="softmax: DARTS; gumbel: GDAS; dirichlet: DrNAS; sigmoid: FairDARTS; partial: PC- "
-        "DARTS;"
-        "each brings the defaults of its authors' script")
+        help="softmax: DARTS; gumbel: GDAS; dirichlet: DrNAS; sigmoid: FairDARTS; "
+        "partial: PC-DARTS; each brings the defaults of its authors' script")
     add("--tau", type=POSITIVE, nargs=2, default=[10, 0.1], metavar=("START", "END"),
         help="--relaxation gumbel: temperature in the first and in the last epoch")
     add("--zero-one-weight", type=AMOUNT, default=10.0,

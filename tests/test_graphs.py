@@ -1,11 +1,15 @@
 """CUDA graphs. Oracle: the same steps without them; without a GPU, a replay is another call."""
 
+import argparse
+import inspect
 import itertools
 
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+import eval_pretrained
+import train_final
 import train_search
 from darts_min.data import Images, Loader
 from darts_min.run.graphs import Recorded
@@ -100,6 +104,28 @@ def test_functions_stay_as_they_are_without_a_gpu_or_the_flag():
 def test_what_no_graph_holds_is_refused(flags):
     with pytest.raises(ValueError, match=f"^--cuda-graphs: not with {' '.join(flags)}$"):
         train_search.parse_args(["--cuda-graphs", *flags])
+
+
+@pytest.mark.parametrize("script", [train_search, train_final, eval_pretrained])
+def test_every_flag_of_the_machine_reaches_it(script, monkeypatch):
+    signature = inspect.signature(Machine)
+    genotype = ["--genotype", "DARTS_V2"] if script is train_final else []
+    values = {"device": "cpu", "amp": "bf16", "channels_last": "off", "deterministic": True}
+    values |= {"compile": True, "cuda_graphs": True}
+    defaults = vars(script.parse_args(["--out-dir", "none"] + genotype))
+    values = {name: value for name, value in values.items() if name in defaults}
+    seen = {}
+
+    def spy(*args, **kwargs):
+        seen.update(signature.bind(*args, **kwargs).arguments)
+        raise KeyboardInterrupt
+
+    args = argparse.Namespace(**defaults | values)
+    monkeypatch.setattr(script, "Machine", spy)
+    monkeypatch.setattr(script, "parse_args", lambda *_: args)
+    with pytest.raises(KeyboardInterrupt):
+        script.main([])
+    assert seen == values
 
 
 def test_several_processes_are_refused(monkeypatch):

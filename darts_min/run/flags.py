@@ -14,7 +14,7 @@ from typing import Any
 from darts_min.data.datasets import DATASETS, IN_MEMORY
 from darts_min.run.machine import AMP_CHOICES
 
-RECIPE_HELP = "preset of defaults: the paper's, or those of NNI's tutorial without its tricks"
+RECIPE_HELP = "preset of defaults; darts: the paper's; plain: NNI's tutorial, without its tricks"
 Adder = Callable[..., Any]  # the method `add_argument` of a group
 OWN_DATASET = "own"  # the value of --dataset where the caller of main() gives a Dataset
 # Arguments that a resumed run may change: they do not change its result, or are meant to.
@@ -55,7 +55,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str, demo: str) -> A
     """Add the flags of every script; return how to add more to their group."""
     add = parser.add_argument_group("run").add_argument
     add("--demo", action="store_true", help=demo)
-    add("--out-dir", help=f"run folder; without it, {out_dir}, or the next free number after it")
+    add("--out-dir",
+        help=f"run folder; without it, {out_dir} (--demo: another one) with the next free number")
     add("--seed", type=SEED, default=0, help="seed of all random numbers")
     add("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda, cuda:1, ...")
     add("--amp", choices=AMP_CHOICES, default="auto",
@@ -70,7 +71,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out_dir: str, demo: str) -> A
 def add_training_flags(add: Adder) -> None:
     """Add the flags of both training scripts to the same group."""
     add("--resume", action="store_true",
-        help="with the arguments of before: continue --out-dir, or the newest run")
+        help="continue the run in --out-dir, or the newest one with the same arguments")
     add("--checkpoint-minutes", type=AMOUNT, default=10,
         help="minutes between checkpoints inside an epoch; another one follows each epoch")
     add("--compile", action="store_true", help="compile the cells; slow to start, the gain varies")
@@ -102,7 +103,8 @@ def add_data_flags(
 
 def add_file_flags(add: Adder) -> None:
     """Add the flags for images that may stay in their files to the same group."""
-    add("--in-memory", choices=IN_MEMORY, default="auto", help="folder: hold all images in memory")
+    add("--in-memory", choices=IN_MEMORY, default="auto",
+        help="folder: hold all images in memory; auto: if they take at most a quarter of it")
     add("--num-workers", type=number(int, "[0, 1000]"), default=4,
         help="folder: processes that read the images that are not in memory")
 
@@ -139,8 +141,8 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> Adder:
     """Add what a search does about a bad cell (judge/); return how to add more to the group."""
     add = parser.add_argument_group("signs of a bad cell").add_argument
     add("--hessian-every", type=COUNT_OR_0, default=1,
-        help="epochs between eigenvalues of the Hessian of the loss in alpha, a sign of collapse; "
-        "0: none")
+        help="compute the largest eigenvalue of the Hessian of the loss in alpha, a sign of collapse, "
+        "each so many epochs; 0: never")
     add("--early-stop", action="store_true",
         help="stop when the eigenvalue grows too fast, and take an earlier genotype (RobustDARTS)")
     add("--adapt-weight-decay", action="store_true",
