@@ -78,8 +78,11 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add = flags.add_data_flags(parser, batch_size=256, subset="test", image_size=size)
     flags.add_file_flags(add)
     add = parser.add_argument_group("network").add_argument
-    add("--weights", default=SHIPPED,
-        help="network: the name of one that ships, a file of any form, or a run folder")
+    add(
+        "--weights",
+        default=SHIPPED,
+        help="network: the name of one that ships, a file of any form, or a run folder",
+    )
     add("--genotype", help="the cell of a state dict from which it cannot be recognised")
     args, given = flags.parse_flags(
         parser, argv, lambda args: {}, flags.FOLDER_ONLY, has_own_dataset

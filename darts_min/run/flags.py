@@ -141,8 +141,8 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> Adder:
     """Add what a search does about a bad cell (judge/); return how to add more to the group."""
     add = parser.add_argument_group("signs of a bad cell").add_argument
     add("--hessian-every", type=COUNT_OR_0, default=1,
-        help="compute the largest eigenvalue of the Hessian of the loss in alpha, a sign of collapse, "
-        "each so many epochs; 0: never")
+        help="compute the largest eigenvalue of the Hessian of the loss in alpha, a sign of "
+        "collapse, each so many epochs; 0: never")
     add("--early-stop", action="store_true",
         help="stop when the eigenvalue grows too fast, and take an earlier genotype (RobustDARTS)")
     add("--adapt-weight-decay", action="store_true",
