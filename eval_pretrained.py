@@ -23,7 +23,7 @@ from PIL import Image
 
 import darts_min.convert
 from darts_min.convert.export import export_network
-from darts_min.convert.genotype_texts import format_genotype, parse_genotype, read_genotype
+from darts_min.convert.genotype_texts import format_genotype, read_genotype
 from darts_min.convert.weights import load_network
 from darts_min.data import (
     Dataset,
@@ -60,6 +60,7 @@ USED_BY |= {"judge": set()}
 CIFAR = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), image_size=32, crop=False)
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224, crop=True)
 ORIGINAL = {"cifar": CIFAR, "imagenet": IMAGENET}
+GREY = (0.299, 0.587, 0.114)  # the shares of red, green and blue in Pillow's grey
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
@@ -121,7 +122,11 @@ def main(argv: list[str] | None = None, dataset: Dataset | None = None) -> dict:
 
 def judge(sources: list[str]) -> dict:
     """Print how good cells are expected to be, the best first; write no file."""
-    genotypes = {source: parse_genotype(source) for source in sources}
+    read = {source: read_genotype(source) for source in sources}
+    genotypes = {source: genotype for source, (genotype, _) in read.items()}
+    for source, (_, note) in read.items():
+        if note:
+            print(f"{source}: {note}")
     result = {source: expected_of(genotype) for source, genotype in genotypes.items()}
     print(MEANING)
     for source in sorted(genotypes, key=lambda s: -(result[s] or {"accuracy": 0})["accuracy"]):
@@ -134,9 +139,24 @@ def judge(sources: list[str]) -> dict:
     return result
 
 
+def details_of(network: Network) -> dict:
+    """Return the details of a network, or those of the images that other codes train on.
+
+    Their mean and standard deviation are those of RGB images. A network of one channel gets those
+    of grey images, one of other channels gets none.
+    """
+    original, channels = dict(ORIGINAL[network.config["stem"]]), network.config["in_channels"]
+    for name in ("mean", "std"):
+        if channels == 1:
+            original[name] = [sum(w * v for w, v in zip(GREY, original[name], strict=True))]
+        elif channels != 3:
+            del original[name]
+    return original | network.details
+
+
 def export(network: Network, args: argparse.Namespace) -> dict:
     """Write the network in every form, checked."""
-    details = ORIGINAL[network.config["stem"]] | network.details
+    details = details_of(network)
     image_size = args.image_size or details["image_size"]
     try:
         result = export_network(network, args.export, image_size, details)
@@ -156,7 +176,7 @@ def export(network: Network, args: argparse.Namespace) -> dict:
 @torch.no_grad()
 def classify_pictures(network: Network, args: argparse.Namespace, machine: Machine) -> dict:
     """Print the five most likely classes of each picture; write no file."""
-    details = ORIGINAL[network.config["stem"]] | network.details
+    details = details_of(network)
     size, num_classes = args.image_size or details["image_size"], network.config["num_classes"]
     channels = network.config["in_channels"]
     if channels not in (1, 3):
@@ -196,7 +216,7 @@ def load_test_images(
     """
     details = network.details
     if network.config["stem"] == "imagenet":
-        details = ORIGINAL["imagenet"] | details
+        details = details_of(network)
     image_size, crop = args.image_size or details.get("image_size"), details.get("crop", False)
     if dataset is None:
         where = args.dataset, args.data_dir, image_size, args.seed, args.in_memory, machine.device

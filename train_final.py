@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argpars
     add("--auxiliary-weight", type=AMOUNT, default=0.4,
         help="weight of the auxiliary head's loss; 0: no head")
     add("--drop-path-prob", type=SHARE, default=0.2,
-        help="probability of dropping an edge in the last epoch; grows linearly from 0")
+        help="probability of dropping an edge; epoch e of E uses (e - 1) / E of it")
     add("--max-params", type=POSITIVE,
         help="refuse a network of more parameters than this, in millions")
     add("--max-madds", type=POSITIVE,

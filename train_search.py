@@ -40,7 +40,7 @@ from darts_min.data import (
     load_dataset,
     split_half,
 )
-from darts_min.genotypes import PRIMITIVES
+from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.judge import selection
 from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.judge.estimate import estimate_accuracy
@@ -48,6 +48,7 @@ from darts_min.judge.random_search import take_best_path
 from darts_min.judge.report import describe, draw_cells, expected_of, report_epoch
 from darts_min.judge.signs import discretised, signs_of_collapse
 from darts_min.judge.watch import EigenvalueWatch
+from darts_min.network import Network
 from darts_min.relaxations import Dirichlet, Gumbel, Sigmoid, SinglePath, Softmax
 from darts_min.run import flags
 from darts_min.run.evaluation import Evaluation, evaluate
@@ -364,7 +365,8 @@ def search(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
     num_classes = len(dataset.classes)
     model = make_supernet(args, num_classes, train.channels, machine)
     genotype = model.genotype(max_skips=args.max_skips)  # ValueError if no cell is allowed
-    if args.keep == "best" and estimate_accuracy(genotype) is None:
+    is_estimated = estimate_accuracy(genotype) is not None and "noise" not in model.primitives
+    if args.keep == "best" and not is_estimated:
         raise ValueError("--keep best: NAS-Bench-301 has no cells like those of this search")
     steps_per_epoch = min(2 if args.fast_dev_run else math.inf, len(w_loader))
     w_step, alpha_step = make_steps(args, model, machine, steps_per_epoch)
@@ -500,7 +502,10 @@ def select(args: argparse.Namespace, argv: list[str] | None, dataset: Dataset | 
 
     # A mistake in the arguments of the trainings is refused before the searches, not after them.
     words = selection.training_flags(args, {"genotype": "DARTS_V2"})
-    train_final.parse_args(words, dataset is not None)
+    of_one = train_final.parse_args(words, dataset is not None)
+    with torch.device("meta"):
+        sizes = of_one.init_channels, of_one.num_cells
+        Network(PUBLISHED["DARTS_V2"], 10, *sizes, stem=of_one.stem)
     machine = Machine(args.device)
     with open_run("train_search.py", argv, "runs/select", args, machine, tqdm.write) as run:
         result = selection.select(run, args, search_cell, train_cell)
@@ -513,7 +518,8 @@ def next_command(args: argparse.Namespace, folder: Path) -> str:
     """Return the command that trains the cell of a run folder on the dataset of its search."""
     values = flags.data_arguments(args) | {"stem": args.stem if args.stem != "cifar" else None}
     if args.demo:
-        values = {"demo": True, "seed": values.get("seed")}
+        usual = DEMO | {"data_dir": "data"}
+        values = {"demo": True} | {k: v for k, v in values.items() if v != usual.get(k)}
     words = flags.as_flags(values | {"genotype": folder})
     return flags.as_command(args, "train_final.py", words)
 

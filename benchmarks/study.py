@@ -21,6 +21,7 @@ import train_search
 from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.genotypes import PUBLISHED, SHORT_NAMES, Genotype, genotype_of, random_genotype
 from darts_min.judge.estimate import estimate_accuracy
+from darts_min.run.files import write_atomically
 
 RESULTS = Path(__file__).with_name("results")
 DATA = "--dataset folder --image-size 16 "
@@ -55,11 +56,13 @@ FOUND = {  # by the first study's searches
     ),
 }
 
-load_dataset = functools.cache(train_search.load_dataset)  # read once by each process
+read_once = functools.cache(train_search.load_dataset)
 EPOCH_KEYS = ("train_accuracy", "arch_accuracy", "signs")
 
 
-# ---- Runs ----
+def load_dataset(name: str, data_dir: str, size: int | None, seed: int, *rest, **options):
+    """Load a dataset once in each process; the seed does not change what is in a folder."""
+    return read_once(name, data_dir, size, 0, *rest, **options)
 
 
 def short(genotype: Genotype) -> dict[str, str]:
@@ -85,7 +88,7 @@ def write(name: str, result: dict) -> str:
     text = json.dumps(
         json.loads(json.dumps(result), parse_float=lambda x: float(f"{float(x):.5g}"))
     )
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_atomically(RESULTS / f"{name}.json", f"{text}\n".encode())
     return name
 
 
@@ -98,7 +101,7 @@ def search(method: str, seed: int, data_dir: str, out_dir: Path) -> str:
             for record in found["history"]
         ]
         seconds = [record["seconds"] for record in found["history"]]
-        result = {"method": method, "seed": seed, "flags": flags, "seconds": sum(seconds)}
+        result = {"method": method, "seed": seed, "flags": flags, "seconds": seconds}
         write(name, result | {"epochs": epochs})
     return name
 

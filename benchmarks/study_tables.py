@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.estimate import spearman
+from benchmarks.estimate import ranks, spearman
 from benchmarks.plot import scatter
 from benchmarks.study import METHODS, RESULTS
-from darts_min.genotypes import genotype_of
+from darts_min.genotypes import genotype_of, sort_edges
 from darts_min.judge.estimate import estimate_accuracy
 from darts_min.judge.signs import LOOK_BACK, should_stop
 
@@ -42,13 +42,10 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
     n, mean = len(values), statistics.mean(values)
     if n == 1:
         return mean, 0.0, 100.0
-    t = T_QUANTILES[n - 2] if n - 2 < len(T_QUANTILES) else 1.96 + 2.4 / (n - 1)
+    quantiles = dict(enumerate(T_QUANTILES, 2))
+    t = quantiles.get(n, 1.96 + 2.37 / (n - 1) + 2.8 / (n - 1) ** 2)
     half = t * statistics.stdev(values) / math.sqrt(n)
     return mean, max(0.0, mean - half), min(100.0, mean + half)
-
-
-def correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    return float(np.corrcoef(a, b)[0, 1]) if np.std(a) and np.std(b) else math.nan
 
 
 def read(kind: str) -> list[dict]:
@@ -57,8 +54,8 @@ def read(kind: str) -> list[dict]:
     results = [result for result in files if kind in result]
     for result in results:
         for part in result.get("epochs", [result]):
-            part["cells"] = part["normal"], part["reduce"]
-            part["estimate"] = estimate_accuracy(genotype_of(*part["cells"]))
+            part["sorted"] = sort_edges(genotype_of(part["normal"], part["reduce"]))
+            part["estimate"] = estimate_accuracy(part["sorted"])
     return results
 
 
@@ -83,7 +80,8 @@ def print_percentiles(searches: dict[str, list[dict]]) -> None:
         mean, low, high = mean_and_interval(last)
         p = "-" if name == "S2" else f"{uniform_sum_tail([x / 100 for x in last]):.2g}"
         each = ", ".join(f"{x:.0f}" for x in last) if name in METHODS else ""
-        minutes = statistics.median(search["seconds"] for search in group) / 60
+        # An epoch in which the machine paused must not count.
+        costs = [len(s["seconds"]) * statistics.median(s["seconds"]) / 60 for s in group]
         rows.append(
             [
                 name,
@@ -92,12 +90,12 @@ def print_percentiles(searches: dict[str, list[dict]]) -> None:
                 f"{mean:.0f}",
                 f"{low:.0f} to {high:.0f}",
                 p,
-                f"{minutes:.0f}",
+                f"{statistics.mean(costs):.0f}",
             ]
         )
         best = [max(percentiles(search)) for search in group]
         falls = [b - x for b, x in zip(best, last, strict=True)]
-        counts = [len({epoch["cells"] for epoch in search["epochs"]}) for search in group]
+        counts = [len({epoch["sorted"] for epoch in search["epochs"]}) for search in group]
         # The best of m random cells has the percentile 100 u ** (1 / m), with u uniform.
         as_uniform = [(b / 100) ** m for b, m in zip(best, counts, strict=True)]
         kept_best.append(
@@ -149,32 +147,46 @@ def print_early_stopping(searches: Sequence[dict]) -> None:
 
 
 def print_signs(searches: Sequence[dict]) -> None:
-    """Correlate each sign with the estimate: over last epochs, and over the epochs of a search."""
+    """Correlate each sign with the estimate: over the searches of a method, over a search's epochs.
+
+    Methods have other levels and scales of a sign, and searches, too. So ranks are taken within a
+    method (its searches, each at its last epoch that has the sign) or within a search (its epochs).
+    """
     rows = []
     for sign in sorted({key for s in searches for e in s["epochs"] for key in e["signs"]}):
-        last, inside = [], []
+        by_method, within = {}, []
         for search in searches:
-            pairs = [
-                (e["signs"][sign], e["estimate"].accuracy)
-                for e in search["epochs"]
-                if e["signs"].get(sign) is not None
-            ]
-            if pairs:
-                last.append(pairs[-1])
-                inside += (np.array(pairs) - np.mean(pairs, axis=0)).tolist()
-        if len({value for value, _ in last}) > 1:
-            rho, p = spearman(*np.array(last).T)
-            rows.append(
-                [
-                    sign,
-                    str(len(last)),
-                    f"{rho:+.2f}",
-                    f"{p:.2f}",
-                    f"{correlation(*zip(*inside, strict=True)):+.2f}",
-                ]
-            )
-    head = ["sign", "searches", "rank correlation, last epochs", "p", "correlation within searches"]
+            epochs = [e for e in search["epochs"] if e["signs"].get(sign) is not None]
+            pairs = np.array([(e["signs"][sign], e["estimate"].accuracy) for e in epochs])
+            if epochs:
+                by_method.setdefault(search["method"], []).append(pairs[-1])
+            if len(epochs) > 2 and np.ptp(pairs, axis=0).all():
+                within.append(spearman(*pairs.T, permutations=1)[0])
+        groups = [np.array(pairs) for pairs in by_method.values() if len(pairs) > 1]
+        groups = [pairs for pairs in groups if np.ptp(pairs, axis=0).all()]
+        if groups and within:
+            r, p = correlation_within(groups)
+            count = sum(map(len, groups))
+            mean, signs = statistics.mean(within), f"{sum(x > 0 for x in within)} of {len(within)}"
+            rows.append([sign, str(count), f"{r:+.2f}", f"{p:.2f}", f"{mean:+.2f}", signs])
+    head = ["sign", "searches", "correlation of ranks within methods", "p"]
+    head += ["mean rank correlation over the epochs of a search", "positive in"]
     table("Signs and the estimate", head, rows)
+
+
+def correlation_within(
+    groups: Sequence[np.ndarray], permutations: int = 10_000
+) -> tuple[float, float]:
+    """Correlate ranks within groups of pairs; return r and its p-value, two-sided.
+
+    Permutations within the groups give the p-value (seed 0).
+    """
+    centred = [np.array([ranks(x) - (len(x) - 1) / 2 for x in pairs.T]) for pairs in groups]
+    x, y = np.concatenate(centred, axis=1)
+    rng = np.random.default_rng(0)
+    shuffled = [rng.permuted(np.tile(b, (permutations, 1)), axis=1) @ a for a, b in centred]
+    as_extreme = (np.abs(sum(shuffled)) >= abs(x @ y) - 1e-9).sum()
+    return x @ y / math.sqrt((x @ x) * (y @ y)), (as_extreme + 1) / (permutations + 1)
 
 
 def print_trainings(trainings: Sequence[dict]) -> None:

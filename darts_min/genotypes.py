@@ -141,6 +141,16 @@ def random_genotype(seed: int, num_nodes: int = 4) -> Genotype:
     return Genotype(cell(), concat, cell(), concat)
 
 
+def sort_edges(genotype: Genotype) -> Genotype:
+    """Order the two edges of each node by predecessor, so that equal cells are equal genotypes."""
+
+    def in_order(cell: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        pairs = (sorted(cell[i : i + 2], key=lambda edge: edge[1]) for i in range(0, len(cell), 2))
+        return tuple(edge for pair in pairs for edge in pair)
+
+    return genotype._replace(normal=in_order(genotype.normal), reduce=in_order(genotype.reduce))
+
+
 def kept_edges(cell: Sequence[tuple[str, int]]) -> list[int]:
     """Return, for each edge of a discrete cell, its row in alpha; rows are in edge order.
 

@@ -9,6 +9,8 @@ weight 0 is not computed, and this weight has gradient 0.
 A new relaxation is a class here and a row in train_search.py; see docs/extending.md.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Dirichlet as DirichletDistribution
@@ -89,8 +91,8 @@ class Sigmoid(Softmax):
 class SinglePath(Softmax):
     """Random search with weight sharing (arXiv 1902.07638, Sec. 3.2): one cell, drawn uniformly.
 
-    Two edges a node, on each any operation but that of column `none`. The alphas learn nothing;
-    they hold the best cell, as zeros and ones.
+    Two edges a node, on each any operation but that of column `none` and those whose alpha is -inf.
+    The alphas learn nothing; they hold the best cell, as zeros and ones.
     """
 
     is_sparse = True
@@ -99,14 +101,15 @@ class SinglePath(Softmax):
         self.none = none
 
     def mean(self, alphas: Tensor) -> Tensor:
-        return alphas
+        return alphas.clamp_min(0)
 
     def draw(self, alphas: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        columns = [column for column in range(alphas.size(1)) if column != self.none]
+        allowed = (alphas > -math.inf).tolist()
         mix, first, predecessors = torch.zeros_like(alphas), 0, 2
         while first < len(alphas):
             for j in torch.randperm(predecessors, generator=generator)[:2].tolist():
-                i = torch.randint(len(columns), (), generator=generator).item()
-                mix[first + j, columns[i]] = 1
+                columns = [i for i, ok in enumerate(allowed[first + j]) if ok and i != self.none]
+                chosen = torch.randint(len(columns), (), generator=generator).item()
+                mix[first + j, columns[chosen]] = 1
             first, predecessors = first + predecessors, predecessors + 1
         return mix

@@ -749,3 +749,17 @@ def test_a_failed_download_names_the_alternatives(monkeypatch, tmp_path, name, e
     line = str(caught.value)
     assert "\n" not in line and str(tmp_path) in line and name in line
     assert "--dataset folder" in line and "--dataset synthetic" in line
+
+
+def test_a_constant_channel_has_the_deviation_one():
+    images = torch.randint(256, (20, 8, 8, 4), dtype=torch.uint8)
+    images[..., 3] = 255
+    mean, std = channel_statistics(Images(images, torch.zeros(20, dtype=torch.long)))
+    values = images[..., :3].double() / 255
+    assert mean[3] == std[3] == 1
+    torch.testing.assert_close(std[:3], values.std((0, 1, 2), correction=0).float())
+
+
+def test_a_path_that_the_system_refuses_is_no_npz():
+    with pytest.raises(ValueError, match="is not a file; wanted is --data-dir FILE.npz"):
+        load_dataset("npz", "x" * 300, None, 0)

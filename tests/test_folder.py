@@ -532,3 +532,12 @@ def test_two_gib_may_be_filled_where_the_system_does_not_tell(monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)
     most = 2 * GIB // (3 * 64**2)
     assert fits_in_memory(most, 64, CPU) and not fits_in_memory(most + 1, 64, CPU)
+
+
+def test_links_in_a_circle_are_refused_by_name(tmp_path):
+    write_images(tmp_path)
+    link = tmp_path / "train" / "cat" / "1.png"
+    link.symlink_to(link)
+    with pytest.raises(ValueError, match="1.png") as error:
+        found(tmp_path)
+    assert "\n" not in str(error.value)

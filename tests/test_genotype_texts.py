@@ -456,12 +456,14 @@ def test_a_file_of_several_names_lists_them_and_one_is_taken_by_its_name(tmp_pat
     path = tmp_path / folder / "genotypes.py"
     path.parent.mkdir(exist_ok=True)
     path.write_text(NAMES)
-    with pytest.raises(ValueError, match="has several genotypes: FIRST, SECOND; give FILE:NAME"):
+    with pytest.raises(
+        ValueError, match="has several genotypes: FIRST, SECOND, genotype; give FILE:NAME"
+    ):
         parse_genotype(path)
     for name, published in (("FIRST", "DARTS_V1"), ("SECOND", "DARTS_V2"), ("DARTS", "DARTS_V2")):
         assert read_genotype(f"{path}:{name}") == (PUBLISHED[published], None)
     for name in ("Old", "THIRD"):
-        with pytest.raises(ValueError, match="has no such name; it has FIRST, SECOND$"):
+        with pytest.raises(ValueError, match="has no such name; it has FIRST, SECOND, genotype$"):
             parse_genotype(f"{path}:{name}")
     with pytest.raises(ValueError, match=r"genotypes.pyc?:FIRST: neither a file nor"):
         parse_genotype(f"{path}c:FIRST")
@@ -477,3 +479,31 @@ def test_a_large_log_is_read_in_seconds(tmp_path):
     start = time.perf_counter()
     assert read_genotype(path)[1] == f"the last of {epochs + 1} genotypes in {path}"
     assert time.perf_counter() - start < 10  # it takes 0.3 s
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "genotype", "count"),
+    [
+        (f"BEST = {V2}  # before: {V1}", None, "DARTS_V2", 1),
+        (V2.replace("reduce=", f"# was {V1}\n  reduce=", 1), None, "DARTS_V2", 1),
+        (V2.replace("reduce=", f"  # was {V1}\n  reduce=", 1), None, "DARTS_V2", 1),
+        (f"class Cells:\n    A = {V1}\n    B: Genotype = {V2}\n", "A", "DARTS_V1", 1),
+        (f"class Cells:\n    A = {V1}\n    B: Genotype = {V2}\n", "B", "DARTS_V2", 1),
+        (f"A = DARTS = {V1}\nB = {V2}\n", "DARTS", "DARTS_V1", 1),
+        (f"A = {V1}\nB = {V2}\nC = B\nD = C\n", "D", "DARTS_V2", 1),
+        (f"A = {V1}\nclass Genotype(NamedTuple):\n    normal: list\n", None, "DARTS_V1", 1),
+        (f"epoch #1 genotype = {V1}\nepoch #2 genotype = {V2}\n", None, "DARTS_V2", 2),
+    ],
+)
+def test_comments_classes_and_several_names_are_told_apart(tmp_path, text, name, genotype, count):
+    path = tmp_path / "genotypes.py"
+    path.write_text(text, encoding="utf-8")
+    found, note = read_genotype(f"{path}:{name}" if name else path)
+    assert found == PUBLISHED[genotype]
+    assert note is None if count == 1 else f"the last of {count} genotypes" in note
+
+
+def test_names_that_only_name_each_other_are_refused(tmp_path):
+    path = tmp_path / "genotypes.py"
+    path.write_text(f"A = {V1}\nC = D\nD = C\n", encoding="utf-8")
+    assert "has no such name; it has A" in message(f"{path}:C")

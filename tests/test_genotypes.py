@@ -17,6 +17,7 @@ from darts_min.genotypes import (
     name_unused_nodes,
     random_genotype,
     reduction_cells,
+    sort_edges,
     unused_states,
 )
 
@@ -132,3 +133,11 @@ def test_nodes_that_reach_no_output_are_named():
     assert "reduce cell: the output does not depend on node 5:" in reduce
     genotype = Genotype(chain, (8, 2), chain, (8, 2))  # all but the first input, which may be
     assert unused_states(genotype)["normal"] == [0] and name_unused_nodes(genotype) == []
+
+
+def test_cells_whose_edges_stand_in_another_order_are_sorted_alike():
+    a, b, c, d = ("skip_connect", 1), ("sep_conv_3x3", 0), ("dil_conv_3x3", 0), ("skip_connect", 2)
+    one = Genotype((a, b, c, d), (2, 3), (b, a, d, c), (2, 3))
+    other = Genotype((b, a, d, c), (2, 3), (a, b, c, d), (2, 3))
+    assert one != other and sort_edges(one) == sort_edges(other) == sort_edges(sort_edges(one))
+    assert sort_edges(one).normal == (b, a, c, d)

@@ -1,6 +1,7 @@
 """Oracles: the estimate itself, made-up histories, the width of a terminal."""
 
 import argparse
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,3 +98,21 @@ def test_an_unusual_space_is_drawn_too():
     mixtures = [[[0.3, 0.7]] * 5] * 3
     assert draw.draw_history(mixtures, ("noise", "sep_conv_3x3"), "S4").size[0] > 100
     assert report.draw_cells(random_genotype(0)).keys() == {"cell_normal", "cell_reduce"}
+
+
+def test_a_cell_whose_edges_change_places_is_unchanged(tmp_path, monkeypatch):
+    lines, cell = [], "[('skip_connect', 1), ('sep_conv_3x3', 0)]"
+    swapped = "[('sep_conv_3x3', 0), ('skip_connect', 1)]"
+    other = "[('sep_conv_3x3', 0), ('skip_connect', 0)]"
+    monkeypatch.setattr(report, "epoch_lines", lambda args, record, is_changed: is_changed)
+    run = SimpleNamespace(
+        log=lines.append, save_text=print, save_pictures=lambda draw: {}, report=lambda *_: None
+    )
+    history = []
+    for edges in (cell, swapped, other):
+        text = f"Genotype(normal={edges}, normal_concat=[2], reduce={edges}, reduce_concat=[2])"
+        history.append({"epoch": 1, "genotype": text, "expected": None, "signs": {}})
+        history[-1] |= dict.fromkeys(("train_loss", "arch_loss", "lr"), 0.0)
+        history[-1] |= dict.fromkeys(("train_accuracy", "arch_accuracy"), 0.0)
+        report.report_epoch(None, run, history, ())
+    assert lines == [False, False, True]

@@ -44,6 +44,8 @@ from darts_min.spaces import parse_space
 ROOT = Path(train_search.__file__).parent
 DATA = ["--dataset", "synthetic", "--image-size", "8", "--subset", "120", "--batch-size", "20"]
 SEARCH = [*DATA, "--init-channels", "2", "--num-cells", "3", "--num-nodes", "2"]
+NOISY = "noise,max_pool_3x3,avg_pool_3x3,skip_connect,sep_conv_3x3,sep_conv_5x5,dil_conv_3x3,"
+NOISY += "dil_conv_5x5"
 SEARCH += ["--hessian-every", "0"]  # it takes longer than the rest
 FINAL = [*DATA, "--init-channels", "2", "--num-cells", "3", "--cutout", "2"]
 
@@ -1035,6 +1037,17 @@ MISTAKES = [
     ("train_search", [*SEARCH, "--keep", "best"], "--keep best: NAS-Bench-301 has no cells like"),
     (
         "train_search",
+        # the first cell of this seed has no noise, a later one may
+        [*SEARCH, "--num-nodes", "4", "--space", NOISY, "--seed", "13", "--keep", "best"],
+        "--keep best: NAS-Bench-301 has no cells like",
+    ),
+    (
+        "train_search",
+        [*SEARCH, "--seeds", "0", "1", "--stem", "imagenet", "--select-channels", "35"],
+        "init_channels 35: must be even",
+    ),
+    (
+        "train_search",
         [*SEARCH, "--keep", "best", "--early-stop", "--hessian-every", "1"],
         "--early-stop and --keep best: one or the other",
     ),
@@ -1168,3 +1181,25 @@ def test_the_demos_find_train_and_evaluate_a_cell(tmp_path, monkeypatch):
     assert final["test_accuracy"] > 0.7
     assert evaluation["accuracy"] == pytest.approx(final["test_accuracy"])
     assert final["genotype"] == evaluation["genotype"] == search["genotype"]
+
+
+def test_the_next_command_of_a_demo_keeps_what_the_user_chose():
+    def following(*words):
+        return train_search.next_command(train_search.parse_args(["--demo", *words]), "found")
+
+    assert following() == "python train_final.py --demo --seed 0 --genotype found"
+    own = following("--dataset", "npz", "--data-dir", "mine.npz", "--stem", "imagenet")
+    expected = "--demo --dataset npz --data-dir mine.npz --stem imagenet --genotype found"
+    assert own == f"python train_final.py {expected}"
+
+
+def test_drawings_suit_a_grey_network_of_another_code(tmp_path):
+    network = Network(PUBLISHED["DARTS_V2"], 10, 2, 3, in_channels=1)
+    torch.save(network_to_quark0(network), tmp_path / "grey.pt")
+    flags = ["--weights", f"{tmp_path}/grey.pt", "--genotype", "DARTS_V2", "--demo"]
+    assert len(eval_pretrained.main(flags)) == 3
+    details = eval_pretrained.details_of(network)
+    assert details["mean"] == pytest.approx([0.299 * 0.4914 + 0.587 * 0.4822 + 0.114 * 0.4465])
+    assert "mean" not in eval_pretrained.details_of(
+        Network(PUBLISHED["DARTS_V2"], 10, 2, 3, in_channels=4)
+    )

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from darts_min.architect import architecture_gradient
 from darts_min.genotypes import PRIMITIVES, PUBLISHED
 from darts_min.judge import signs
+from darts_min.judge import watch as judge_watch
+from darts_min.judge.watch import EigenvalueWatch
 from darts_min.relaxations import Gumbel, Softmax
 from darts_min.supernet import Supernet
 
@@ -180,3 +182,32 @@ def test_a_cpu_without_memory_is_told_from_another_error(monkeypatch):
     with pytest.raises(RuntimeError) as other:
         torch.zeros(2) @ torch.zeros(3)
     assert not signs.is_out_of_memory(other.value)
+
+
+def test_a_hessian_that_is_not_finite_has_no_eigenvalue():
+    model = make(num_nodes=1)
+    for p in model.weights():
+        p.data.fill_(1e38)
+    batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    assert signs.largest_eigenvalue(model, F.cross_entropy, batch) is None
+
+
+def watch(epoch=0, images_before=(), **args):
+    """Return an EigenvalueWatch of a search with two epochs of warm-up, and what it asked for."""
+    defaults = dict(hessian_every=2, batch_size=8, grad_accum=1, checkpoint_cells=False)
+    defaults |= dict(early_stop=False, adapt_weight_decay=False, alpha_warmup_epochs=2)
+    history = [{"eigenvalue_images": images} for images in images_before]
+    progress = SimpleNamespace(history=history, epoch=epoch, machine=None, save=lambda: None)
+    return EigenvalueWatch(SimpleNamespace(**defaults | args), progress)
+
+
+def test_the_eigenvalue_is_due_from_the_first_epoch_that_moves_alpha(monkeypatch):
+    monkeypatch.setattr(judge_watch, "eigenvalue_that_fits", lambda *args: (1.0, args[3]))
+    due = [bool(watch(epoch).measure(None, [None])) for epoch in range(8)]
+    assert due == [False, False, True, False, True, False, True, False]
+
+
+def test_the_eigenvalue_takes_two_images_at_least_and_no_more_than_fitted_before():
+    assert watch(grad_accum=8).images == 2
+    assert watch(images_before=[8, 4, 4]).images == 4
+    assert watch(images_before=[8, 0]).images == 0  # nothing fitted: it is not tried again

@@ -119,3 +119,23 @@ def test_random_search_takes_the_best_of_its_candidates():
     rows = kept_edges(genotype.normal)
     columns = [PRIMITIVES.index(op) for op, _ in genotype.normal]
     assert (model.alphas_normal[rows, columns] == 1).all() and model.alphas_normal.sum() == 8
+
+
+def test_random_search_stays_in_a_space_that_differs_by_edge():
+    model = make(SPACES["S1"])
+    model.relaxation = SinglePath(none=None)
+    seen = []
+
+    def accuracy(path, on_all):
+        seen.append(torch.stack(path.mixtures(False)))
+        return float(len(seen))  # the last one is the best
+
+    take_best_path(model, 20, torch.Generator().manual_seed(0), accuracy)
+    drawn = torch.stack(model.mixtures(random=True))
+    for mix in (*seen, drawn):
+        assert mix.sum() == 16 and (mix[~torch.stack(list(model.allowed))] == 0).all()
+    kept = torch.stack(model.mixtures())
+    assert torch.equal(kept, seen[-1])
+    for kind, cell in enumerate((model.genotype().normal, model.genotype().reduce)):
+        columns = [model.primitives.index(op) for op, _ in cell]
+        assert (kept[kind][kept_edges(cell), columns] == 1).all()

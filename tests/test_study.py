@@ -62,7 +62,12 @@ def result(method, seed, genotypes, eigenvalues):
     """Return what study.py keeps of a search; all cells have `seed` + 1 and 2 skips."""
     signs = [dict.fromkeys(SIGNS, seed + 1) | {"largest eigenvalue": e} for e in eigenvalues]
     epochs = [study.short(g) | {"signs": s} for g, s in zip(genotypes, signs, strict=True)]
-    return {"method": method, "seed": seed, "seconds": 120 + 60 * seed, "epochs": epochs}
+    return {
+        "method": method,
+        "seed": seed,
+        "seconds": [30 + 15 * seed] * (len(epochs) - 1) + [9999],
+        "epochs": epochs,
+    }
 
 
 @pytest.fixture
@@ -147,3 +152,33 @@ def test_points_lie_at_their_places():
     (x, y), (other_x, other_y) = dots
     assert other_x - x == pytest.approx(draw.PIXELS * plot.PLOT_WIDTH / 4, abs=1)
     assert y - other_y == pytest.approx(draw.PIXELS * plot.PLOT_HEIGHT * 2 / 3, abs=1)
+
+
+def searches_of(method, signs_and_cells):
+    epochs = [
+        {"signs": {"sign": x}, "estimate": estimate_accuracy(cell)} for x, cell in signs_and_cells
+    ]
+    return {"method": method, "epochs": epochs}
+
+
+def test_signs_are_compared_within_methods_and_within_searches(capsys):
+    """Each search goes against the sign; the level of the sign goes with that of the estimate."""
+    cells = sorted((random_genotype(s) for s in range(48)), key=lambda g: estimate_accuracy(g)[0])
+    searches = []
+    for level in range(2):
+        for seed in range(4):
+            own = cells[24 * level + 6 * seed :][:6]
+            scale = 100.0 ** (level + 1)
+            pairs = [(scale * (10 - i - 7 * seed), cell) for i, cell in enumerate(own)]
+            searches.append(searches_of(f"method {level}", pairs))
+    study_tables.print_signs(searches)
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert row[:3] == ["sign", "8", "-1.00"] and row[4:] == ["-1.00", "0 of 8"]
+    # 2 / 4! of the permutations of four are as extreme, in each of the two methods
+    assert float(row[3]) == pytest.approx(2 / 24**2, abs=0.005)
+
+
+def test_a_constant_sign_tells_nothing(capsys):
+    pairs = [(0.0, random_genotype(seed)) for seed in range(4)]
+    study_tables.print_signs([searches_of("a", pairs), searches_of("a", pairs[::-1])])
+    assert "| sign |" in capsys.readouterr().out.splitlines()[-2]  # the head alone

@@ -164,28 +164,33 @@ def _without_repeats(pairs: list[tuple]) -> dict:
     return fields
 
 
-def _calls(text: str) -> Iterator[tuple[int, str | None]]:
-    """Yield the place of each `...Genotype(` outside comments, and the name that it is given."""
+def _calls(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the place of each `...Genotype(` outside comments, and the names that it is given."""
+    one = r"(\w+)[ \t]*(?::[ \t]*[\w.]+[ \t]*)?=[ \t]*"  # a name, perhaps with its type
     for match in re.finditer(r"Genotype[ \t]*\(", text):
         start = match.start()
         line = text[max(0, start - 200) : start].rpartition("\n")[2]  # no longer names
-        named = re.fullmatch(r"(\w+)\s*=\s*(?:\w+\s*=\s*)*[\w.]*", line)
-        if not line.lstrip().startswith("#"):
-            yield start, named and named[1]
+        is_comment = re.search(r"^\s*#|[)\]][ \t,]*#", line)
+        is_class = re.search(r"\bclass[ \t]+\w*$", line)
+        if not is_comment and not is_class:
+            is_named = re.fullmatch(rf"\s*({one})*[\w.]*", line)
+            yield start, re.findall(one, line) if is_named else []
 
 
 def _fields_of_call(text: str, calls: list[tuple], name: str | None) -> tuple[dict, int]:
     """Return the fields of the call that counts, and how many calls there are to choose from."""
-    names = dict.fromkeys(called for _, called in calls if called)
+    names = dict.fromkeys(one for _, called in calls for one in called)
     listed = ", ".join([*list(names)[:30], "..."] if len(names) > 30 else names)
-    if name is not None and name not in names:  # DARTS = DARTS_V2
-        alias = re.findall(rf"^{name}[ \t]*=[ \t]*(\w+)[ \t]*(?:#.*)?$", text, re.MULTILINE)
-        if not alias or alias[-1] not in names:
+    wanted, seen = name, set()
+    while wanted is not None and wanted not in names:  # DARTS = DARTS_V2
+        alias = re.findall(rf"^\s*{wanted}[ \t]*=[ \t]*(\w+)[ \t]*(?:#.*)?$", text, re.MULTILINE)
+        if not alias or wanted in seen:
             raise ValueError(f"has no such name; it has {listed or 'genotypes without names'}")
-        name = alias[-1]
-    if name is None and len(names) > 1:
+        seen.add(wanted)
+        wanted = alias[-1]
+    if wanted is None and len({called[0] for _, called in calls if called}) > 1:
         raise ValueError(f"has several genotypes: {listed}; give FILE:NAME")
-    places = [start for start, called in calls if name in (None, called)]
+    places = [start for start, called in calls if wanted is None or wanted in called]
     count = len(places)
     while count > 1 and _end_of_call(text, places[count - 1]) is None:
         count -= 1  # a run that was killed may have cut off the last one

@@ -5,6 +5,7 @@ also stay in their files (`folder.py`).
 """
 
 import operator
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +194,8 @@ def channel_statistics(data: Images | ImageFiles) -> tuple[Tensor, Tensor]:
     probability = histogram / histogram.sum(1, keepdim=True)
     mean = probability @ values
     variance = probability @ values.square() - mean.square()
-    return mean.float(), variance.clamp_min(1e-12).sqrt().float()
+    std = torch.where(variance > 1e-12, variance, 1.0).sqrt()  # of a constant channel: 1
+    return mean.float(), std.float()
 
 
 def images_of(dataset: torch.utils.data.Dataset) -> Images:
@@ -347,7 +349,7 @@ def npz_dataset(file: Path, image_size: int | None) -> Dataset:
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:
-    if not file.is_file():
+    if not os.path.isfile(file):  # False, too, where the system refuses the path
         raise ValueError(f"npz {file} is not a file; wanted is --data-dir FILE.npz")
     if not zipfile.is_zipfile(file):
         raise ValueError(f"npz {file} is damaged, or not in the format that numpy.savez writes")

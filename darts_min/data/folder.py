@@ -95,7 +95,11 @@ def _image_paths(folder: Path, inside: tuple[Path, ...], passed_over: Counter[st
     """Return the sorted paths of the pictures in a folder; count the rest in `passed_over`."""
 
     def refuse_way_out(path: str | Path) -> None:
-        if not any(Path(path).resolve().is_relative_to(place) for place in inside):
+        try:
+            target = Path(path).resolve()
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise ValueError(f"{path} cannot be read: {error}") from None
+        if not any(target.is_relative_to(place) for place in inside):
             raise ValueError(
                 f"{path} is a link that leads out of the data folder; put a copy there, or make "
                 "all of train or test the link"
@@ -103,7 +107,11 @@ def _image_paths(folder: Path, inside: tuple[Path, ...], passed_over: Counter[st
 
     refuse_way_out(folder)
     paths, others = [], Counter()
-    with os.scandir(folder) as entries:  # knows what is a link without a call for each file
+    try:
+        entries = os.scandir(folder)  # knows what is a link without a call for each file
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be read: {error.strerror}") from None
+    with entries:
         for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):

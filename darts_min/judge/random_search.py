@@ -21,8 +21,8 @@ def take_best_path(
     cell: first each cell on some of the images (`on_all` False), then the best tenth of the cells
     on all images.
     """
-    draw = model.relaxation.draw
-    paths = [[draw(alphas, generator) for alphas in model.alphas()] for _ in range(candidates)]
+    draw, kinds = model.relaxation.draw, model.allowed_alphas()
+    paths = [[draw(alphas, generator) for alphas in kinds] for _ in range(candidates)]
 
     def take(path: list[torch.Tensor]) -> None:
         for alphas, ones in zip(model.alphas(), path, strict=True):

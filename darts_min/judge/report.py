@@ -7,7 +7,7 @@ from PIL import Image
 
 from darts_min.convert.genotype_texts import format_genotype, parse_genotype
 from darts_min.draw import draw_alphas, draw_cell, draw_history
-from darts_min.genotypes import Genotype, kept_edges
+from darts_min.genotypes import Genotype, kept_edges, sort_edges
 from darts_min.judge.estimate import Estimate, estimate_accuracy
 from darts_min.run.run_folder import RunFolder
 
@@ -94,7 +94,8 @@ def report_epoch(
     record, *before = history[::-1]
     if not before and record["expected"] is not None:
         run.log(MEANING)
-    is_changed = bool(before) and record["genotype"] != before[0]["genotype"]
+    cells = [sort_edges(parse_genotype(r["genotype"])) for r in history[-2:]]
+    is_changed = cells[0] != cells[-1]
     run.log(epoch_lines(args, record, is_changed))
     genotype = parse_genotype(record["genotype"])
     run.save_text("genotype.json", format_genotype(genotype, "json") + "\n")

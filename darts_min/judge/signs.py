@@ -100,7 +100,7 @@ def largest_eigenvalue(
     The eigenvalue grows before a search collapses (RobustDARTS, arXiv 1909.09656, Sec. 4). The
     method of Lanczos with exact Hessian-vector products runs until its error is at most `tolerance`
     times the eigenvalue. `average` takes the mean of tensors over the processes that share the
-    batch.
+    batch. Returns None if the Hessian is not finite.
     """
     ids, alphas, fixed = {id(alpha) for alpha in model.alphas()}, {}, {}
     for name, p in model.named_parameters():
@@ -137,6 +137,8 @@ def largest_eigenvalue(
         if off_diagonal:
             beside = torch.stack(off_diagonal)
             tridiagonal += torch.diag(beside, 1) + torch.diag(beside, -1)
+        if not tridiagonal.isfinite().all():
+            return None
         values, vectors = torch.linalg.eigh(tridiagonal)
         error = size * vectors[-1, -1].abs()
         is_found = error <= tolerance * values[-1].abs() or size == 0
@@ -155,7 +157,8 @@ def eigenvalue_that_fits(
 ) -> tuple[float | None, int]:
     """Return the largest eigenvalue of the first `images` of a batch, and their number.
 
-    If memory ends, half as many images are tried, and so on; None if it does not hold two images.
+    If memory ends, half as many images are tried, and so on; None if it does not hold two images,
+    or if the Hessian is not finite.
     Several processes must compute the same, so that there a lack of memory is an error.
     """
     while images > 1:

@@ -22,10 +22,10 @@ class EigenvalueWatch:
     def __init__(self, args: argparse.Namespace, progress: Progress):
         self.args, self.progress = args, progress
         self.every = max(1, args.hessian_every)
-        images = args.batch_size // args.grad_accum
+        images = max(2, args.batch_size // args.grad_accum)
         images = max(2, images // 8) if args.checkpoint_cells else images
         before = [record["eigenvalue_images"] for record in progress.history]
-        self.images = min([images, *filter(None, before)])
+        self.images = min([images, *(count for count in before if count is not None)])
 
     def measure(self, model: Supernet, batches: Iterable) -> dict[str, float]:
         """Return the eigenvalue of the first batch under its name in the records, or nothing.
@@ -33,7 +33,8 @@ class EigenvalueWatch:
         It is due in the first epoch that moves alpha, and every `hessian_every` epochs from there.
         """
         since = self.progress.epoch - self.args.alpha_warmup_epochs
-        if not self.args.hessian_every or since % self.every or not self.images:
+        is_due = self.args.hessian_every and since >= 0 and since % self.every == 0
+        if not is_due or not self.images:
             return {}
         self.progress.save()  # before memory is asked for more than the training took
         tried, machine = self.images, self.progress.machine

@@ -58,11 +58,13 @@ class Step:
         self.kept: list[tuple[Tensor, Tensor]] = []  # each buffer, and what was in it before
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: item.state_dict() for name, item in self._stateful().items()}
+        state = {name: item.state_dict() for name, item in self._stateful().items()}
+        return state | {"refused_in_a_row": self.refused_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, item in self._stateful().items():
             item.load_state_dict(state[name])
+        self.refused_in_a_row = state["refused_in_a_row"]
 
     def _stateful(self) -> dict[str, Any]:
         items = {"optimizer": self.optimizer, "scaler": self.scaler}
