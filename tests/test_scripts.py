@@ -1193,13 +1193,15 @@ def test_the_next_command_of_a_demo_keeps_what_the_user_chose():
     assert own == f"python train_final.py {expected}"
 
 
-def test_drawings_suit_a_grey_network_of_another_code(tmp_path):
-    network = Network(PUBLISHED["DARTS_V2"], 10, 2, 3, in_channels=1)
-    torch.save(network_to_quark0(network), tmp_path / "grey.pt")
-    flags = ["--weights", f"{tmp_path}/grey.pt", "--genotype", "DARTS_V2", "--demo"]
-    assert len(eval_pretrained.main(flags)) == 3
-    details = eval_pretrained.details_of(network)
-    assert details["mean"] == pytest.approx([0.299 * 0.4914 + 0.587 * 0.4822 + 0.114 * 0.4465])
-    assert "mean" not in eval_pretrained.details_of(
-        Network(PUBLISHED["DARTS_V2"], 10, 2, 3, in_channels=4)
-    )
+@pytest.mark.parametrize("channels", [1, 4])
+def test_networks_of_another_code_get_statistics_of_their_channels(tmp_path, channels):
+    network = Network(PUBLISHED["DARTS_V2"], 10, 2, 3, in_channels=channels)
+    torch.save(network_to_quark0(network), tmp_path / "other.pt")
+    flags = ["--weights", f"{tmp_path}/other.pt", "--genotype", "DARTS_V2", "--demo"]
+    details = eval_pretrained.details_of(load_network(*flags[1:4:2]))
+    if channels == 1:
+        assert len(eval_pretrained.main(flags)) == 3
+        grey = 0.299 * 0.4914 + 0.587 * 0.4822 + 0.114 * 0.4465
+        assert details["mean"] == pytest.approx([grey])
+    else:
+        assert "mean" not in details
