@@ -407,8 +407,8 @@ def test_fewer_images_are_taken_for_the_eigenvalue_from_then_on(tmp_path, monkey
 
 @pytest.mark.slow
 def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
-    # Two epochs of warm-up, which do not count; then means of 1 and, in epoch 16 (from 0), 1.32.
-    values = iter([0.1] * 2 + [1.0] * 13 + [1.4] * 4)
+    # Two epochs of warm-up without a value; then means of 1 and, in epoch 16 (from 0), 1.32.
+    values = iter([1.0] * 13 + [1.4] * 4)
 
     def parse(*arguments):
         args = parse_args(*arguments)
@@ -423,6 +423,8 @@ def test_early_stopping_takes_the_genotype_from_before(tmp_path, monkeypatch):
     arguments += ["--alpha-lr", "1", "--fast-dev-run", "--out-dir", f"{tmp_path}/run"]
     result = train_search.main(arguments)
     assert len(result["history"]) == 19
+    has_value = ["largest eigenvalue" in record["signs"] for record in result["history"]]
+    assert has_value == [False] * 2 + [True] * 17
     genotypes = [record["genotype"] for record in result["history"]]
     assert len(set(genotypes[-7:])) > 1
     assert result["genotype"] == genotypes[12] != genotypes[18]
