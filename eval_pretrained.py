@@ -36,6 +36,7 @@ from darts_min.data import (
     make_loader,
     read_image,
 )
+from darts_min.data.folder import GREY
 from darts_min.genotypes import name_unused_nodes
 from darts_min.judge.cost import count_multiply_adds, count_parameters
 from darts_min.judge.estimate import Estimate
@@ -60,7 +61,6 @@ USED_BY |= {"judge": set()}
 CIFAR = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), image_size=32, crop=False)
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224, crop=True)
 ORIGINAL = {"cifar": CIFAR, "imagenet": IMAGENET}
-GREY = (0.299, 0.587, 0.114)  # the shares of red, green and blue in Pillow's grey
 
 
 def parse_args(argv: list[str] | None, has_own_dataset: bool = False) -> argparse.Namespace:
@@ -148,7 +148,7 @@ def details_of(network: Network) -> dict:
     original, channels = dict(ORIGINAL[network.config["stem"]]), network.config["in_channels"]
     for name in ("mean", "std"):
         if channels == 1:
-            original[name] = [sum(w * v for w, v in zip(GREY, original[name], strict=True))]
+            original[name] = [float(torch.tensor(original[name]) @ GREY)]
         elif channels != 3:
             del original[name]
     return original | network.details

@@ -72,7 +72,9 @@ def short(genotype: Genotype) -> dict[str, str]:
     return {kind: " ".join(f"{names[op]}-{j}" for op, j in cell) for kind, cell in cells.items()}
 
 
-def run_once(name: str, main: Callable, flags: str, data_dir: str, out_dir: Path) -> dict | None:
+def run_once(
+    name: str, main: Callable, words: list[str], data_dir: str, out_dir: Path
+) -> dict | None:
     """Run a script, or go on with what it began; None if its result is there already."""
     if (RESULTS / f"{name}.json").exists():
         return None
@@ -80,7 +82,7 @@ def run_once(name: str, main: Callable, flags: str, data_dir: str, out_dir: Path
     train_search.load_dataset = train_final.load_dataset = load_dataset
     resume = ["--resume"] if (out_dir / name / "args.json").exists() else []
     folders = ["--data-dir", data_dir, "--out-dir", str(out_dir / name)]
-    return main([*flags.split(), *folders, *resume])
+    return main([*words, *folders, *resume])
 
 
 def write(name: str, result: dict) -> str:
@@ -94,7 +96,7 @@ def write(name: str, result: dict) -> str:
 
 def search(method: str, seed: int, data_dir: str, out_dir: Path) -> str:
     name, flags = f"{method}-{seed}", f"{SEARCH} {METHODS[method][1]} --seed {seed}"
-    found = run_once(name, train_search.main, flags, data_dir, out_dir)
+    found = run_once(name, train_search.main, flags.split(), data_dir, out_dir)
     if found is not None:
         epochs = [
             short(parse_genotype(record["genotype"])) | {key: record[key] for key in EPOCH_KEYS}
@@ -117,12 +119,8 @@ def cells_to_train() -> dict[str, Genotype]:
 
 def train(cell: str, data_dir: str, out_dir: Path) -> str:
     name, genotype = f"cell-{cell}".replace(":", "-").replace(", ", "-"), cells_to_train()[cell]
-    flags = ["--genotype", format_genotype(genotype, "json")]
-
-    def main(argv: list[str]) -> dict:
-        return train_final.main([*argv, *flags])
-
-    found = run_once(name, main, TRAIN, data_dir, out_dir)
+    words = [*TRAIN.split(), "--genotype", format_genotype(genotype, "json")]
+    found = run_once(name, train_final.main, words, data_dir, out_dir)
     if found is not None:
         result = {"cell": cell, "flags": TRAIN, "parameters_M": found["parameters_M"]}
         keys = ("train_accuracy", "test_accuracy", "seconds")

@@ -319,15 +319,15 @@ class Canvas:
         corners = [round(side * SCALE) for side in box]
         self.pen.rounded_rectangle(corners, radius * SCALE, fill, edge, round(width * SCALE))
 
-    def line(self, points: Sequence[Point], color: str) -> None:
-        self.pen.line([(x * SCALE, y * SCALE) for x, y in points], color, 2 * SCALE, joint="curve")
+    def line(self, points: Sequence[Point], color: str, width: int = 2) -> None:
+        scaled = [(x * SCALE, y * SCALE) for x, y in points]
+        self.pen.line(scaled, color, width * SCALE, joint="curve")
 
     def arrow(self, points: Sequence[Point], color: str) -> None:
         """Draw an arrow that ends rightwards; a white rim makes it pass over what it crosses."""
         x, y = points[-1]
         line = _round_corners([*points[:-1], (x - 6, y)])
-        wide = [(a * SCALE, b * SCALE) for a, b in line]
-        self.pen.line(wide, PAPER, 6 * SCALE, joint="curve")
+        self.line(line, PAPER, 6)
         self.line(line, color)
         head = [(x, y), (x - 12, y - 5), (x - 12, y + 5)]
         self.pen.polygon([(a * SCALE, b * SCALE) for a, b in head], color)

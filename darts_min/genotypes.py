@@ -47,12 +47,12 @@ SHORT_NAMES = {
 
 def genotype_of(normal: str, reduce: str) -> Genotype:
     """Build a genotype of four nodes from cells in short names, such as `sep3-0 skip-1 ...`."""
-    cells = (
+    cells = [
         tuple((SHORT_NAMES[op], int(j)) for op, j in (edge.split("-") for edge in cell.split()))
         for cell in (normal, reduce)
-    )
+    ]
     concat = (2, 3, 4, 5)
-    return Genotype(next(cells), concat, next(cells), concat)
+    return Genotype(cells[0], concat, cells[1], concat)
 
 
 PUBLISHED = {

@@ -13,7 +13,7 @@ from darts_min.convert.genotype_texts import (
     parse_genotype,
     read_genotype,
 )
-from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, random_genotype
+from darts_min.genotypes import PRIMITIVES, PUBLISHED, Genotype, random_genotype, sort_edges
 
 OPS = PRIMITIVES[1:]
 ONE_NODE = Genotype(
@@ -279,14 +279,6 @@ def to_nas_bench_301(genotype, base=BENCH):
     return config
 
 
-def with_sorted_inputs(genotype):
-    def cell(edges):
-        pairs = (sorted(edges[i : i + 2], key=lambda edge: edge[1]) for i in range(0, 8, 2))
-        return tuple(edge for pair in pairs for edge in pair)
-
-    return genotype._replace(normal=cell(genotype.normal), reduce=cell(genotype.reduce))
-
-
 DIALECTS = {
     "GDAS": QUARK0.rstrip().removesuffix(")") + ",\n  connectN=None, connects=None,\n)",
     "positional": re.sub(r"\b(normal|reduce)(_concat)?=", "", V2),
@@ -327,7 +319,7 @@ def test_numbers_may_be_wrapped_by_numpy_and_torch(template):
 @pytest.mark.parametrize("write", [json.dumps, repr])
 def test_configs_of_nas_bench_301_are_read(base, write):
     for seed in range(20):
-        genotype = with_sorted_inputs(random_genotype(seed))
+        genotype = sort_edges(random_genotype(seed))
         config = to_nas_bench_301(genotype, base) | {"OptimizerSelector:sgd:learning_rate": 0.02}
         assert parse_genotype(write(config)) == genotype
     result = {"optimized_hyperparamater_config": config, "budget": 50}

@@ -45,15 +45,14 @@ def read_genotype(source: str | Path) -> tuple[Genotype, str | None]:
     and numbers wrapped by numpy or torch are accepted. Raises a ValueError that says what is wrong
     and where.
     """
-    name = str(source)
-    if name not in PUBLISHED and not os.path.exists(name):
-        name = name.upper().replace("-", "_")  # pc-darts
-    if name in PUBLISHED:
-        return PUBLISHED[name], None
-    if match := re.fullmatch(r"random:(\d{1,18})", str(source)):
-        return random_genotype(int(match[1])), None
     text, where, name = str(source), "genotype", None
-    is_path = isinstance(source, Path) or os.path.exists(text)
+    exists = os.path.exists(text)
+    published = text if exists else text.upper().replace("-", "_")  # pc-darts
+    if published in PUBLISHED:
+        return PUBLISHED[published], None
+    if match := re.fullmatch(r"random:(\d{1,18})", text):
+        return random_genotype(int(match[1])), None
+    is_path = isinstance(source, Path) or exists
     file, _, last = text.rpartition(":")
     if not is_path and last.isidentifier() and os.path.isfile(file):
         source, name, is_path = file, last, True

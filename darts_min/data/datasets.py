@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from darts_min.data.folder import (
+    GREY,
     IMAGENET_STATISTICS,
     ImageFiles,
     find_files,
@@ -185,7 +186,7 @@ def channel_statistics(data: Images | ImageFiles) -> tuple[Tensor, Tensor]:
     if isinstance(data, ImageFiles):
         if data.channels == 3:
             return IMAGENET_STATISTICS
-        mean, std = (s @ torch.tensor([0.299, 0.587, 0.114]) for s in IMAGENET_STATISTICS)
+        mean, std = (s @ GREY for s in IMAGENET_STATISTICS)
         return mean[None], std[None]
     histogram = torch.stack(
         [torch.bincount(channel.flatten(), minlength=256) for channel in data.images.unbind(3)]

@@ -21,6 +21,7 @@ from darts_min.data.batches import Batches, to_device
 
 IMAGE_SUFFIXES = {".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".tga"}
 IMAGE_SUFFIXES |= {".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pbm", ".pnm"}
+GREY = torch.tensor([0.299, 0.587, 0.114])  # shares of red, green and blue in Pillow's grey
 IMAGENET_STATISTICS = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 

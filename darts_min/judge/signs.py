@@ -94,7 +94,7 @@ def largest_eigenvalue(
     batch: tuple[Tensor, Tensor],
     average: Callable[[Iterable[Tensor]], None] = lambda tensors: None,
     tolerance: float = 0.01,
-) -> float:
+) -> float | None:
     """Return the largest eigenvalue of the Hessian in alpha of the loss of `batch`, at these w.
 
     The eigenvalue grows before a search collapses (RobustDARTS, arXiv 1909.09656, Sec. 4). The
