@@ -138,8 +138,8 @@ def main() -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
         seeds = range(max(seeds for seeds, _ in METHODS.values()))
-        tasks = [(search, m, seed) for seed in seeds for m in METHODS if seed < METHODS[m][0]]
-        tasks += [(train, cell) for cell in cells_to_train()]
+        tasks = [(train, cell) for cell in cells_to_train()]
+        tasks += [(search, m, seed) for seed in seeds for m in METHODS if seed < METHODS[m][0]]
         tasks.sort(key=lambda task: "order" in task[1])  # the longest ones last
         for done in [pool.submit(*task, args.data_dir, args.out_dir) for task in tasks]:
             print(done.result(), flush=True)
