@@ -10,6 +10,7 @@ import argparse
 import functools
 import json
 import multiprocessing
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -118,7 +119,8 @@ def cells_to_train() -> dict[str, Genotype]:
 
 
 def train(cell: str, data_dir: str, out_dir: Path) -> str:
-    name, genotype = f"cell-{cell}".replace(":", "-").replace(", ", "-"), cells_to_train()[cell]
+    name = "cell-" + re.sub(r"[:, ]+", "-", cell)
+    genotype = cells_to_train()[cell]
     words = [*TRAIN.split(), "--genotype", format_genotype(genotype, "json")]
     found = run_once(name, train_final.main, words, data_dir, out_dir)
     if found is not None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.estimate import ranks, spearman
 from benchmarks.plot import scatter
-from benchmarks.study import METHODS, RESULTS
+from benchmarks.study import FOUND, METHODS, RESULTS
 from darts_min.genotypes import genotype_of, sort_edges
 from darts_min.judge.estimate import estimate_accuracy
 from darts_min.judge.signs import LOOK_BACK, should_stop
@@ -250,10 +250,12 @@ def draw_searches(searches: dict[str, list[dict]]) -> Image.Image:
 
 def draw_trainings(trainings: Sequence[dict]) -> Image.Image:
     """Draw test accuracy over estimate."""
-    kinds = {"random": [], "found or published": []}
+    kinds = {"random": [], "published": [], "found here": []}
     for result in trainings:
         point = result["estimate"].accuracy, 100 * result["test_accuracy"][-1]
-        kinds["random" if ":" in result["cell"] else "found or published"].append(point)
+        cell = result["cell"]
+        kind = "random" if ":" in cell else "found here" if cell in FOUND else "published"
+        kinds[kind].append(point)
     x, y = zip(*(point for points in kinds.values() for point in points), strict=True)
     return scatter(
         kinds,
