@@ -63,6 +63,13 @@ def percentiles(search: dict) -> list[float]:
     return [epoch["estimate"].percentile for epoch in search["epochs"]]
 
 
+def skips_of(epoch: dict) -> str:
+    """Write the skips of the normal and of the reduction cell."""
+    return "{normal} + {reduce}".format(
+        **{kind: epoch["signs"][f"skips in the cell/{kind}"] for kind in ("normal", "reduce")}
+    )
+
+
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table of Markdown."""
     print(f"\n{title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -80,6 +87,7 @@ def print_percentiles(searches: dict[str, list[dict]]) -> None:
         mean, low, high = mean_and_interval(last)
         p = "-" if name == "S2" else f"{uniform_sum_tail([x / 100 for x in last]):.2g}"
         each = ", ".join(f"{x:.0f}" for x in last) if name in METHODS else ""
+        skips = ", ".join(skips_of(search["epochs"][-1]) for search in group if name in METHODS)
         # An epoch in which the machine paused must not count.
         costs = [len(s["seconds"]) * statistics.median(s["seconds"]) / 60 for s in group]
         rows.append(
@@ -87,6 +95,7 @@ def print_percentiles(searches: dict[str, list[dict]]) -> None:
                 name,
                 str(len(last)),
                 each,
+                skips,
                 f"{mean:.0f}",
                 f"{low:.0f} to {high:.0f}",
                 p,
@@ -102,6 +111,7 @@ def print_percentiles(searches: dict[str, list[dict]]) -> None:
             [
                 name,
                 f"{statistics.mean(best):.0f}",
+                f"{max(e['estimate'].accuracy for s in group for e in s['epochs']):.2f}",
                 f"{statistics.mean(falls):.0f}",
                 f"{sum(fall > 20 for fall in falls)} of {len(falls)}",
                 f"{statistics.mean(counts):.1f}",
@@ -112,11 +122,13 @@ def print_percentiles(searches: dict[str, list[dict]]) -> None:
         if name in METHODS:
             curves = zip(*(percentiles(search) for search in group), strict=True)
             by_epoch.append([name, " ".join(f"{statistics.mean(x):.0f}" for x in curves)])
-    head = ["method", "searches", "percentile of the last cell, each seed", "mean", "95 % interval"]
-    table("Last cells", [*head, "p, one-sided", "minutes a search"], rows)
+    head = ["method", "searches", "percentile of the last cell, each seed", "its skips"]
+    head += ["mean", "95 % interval", "p, one-sided", "minutes a search"]
+    table("Last cells", head, rows)
     table("By epoch", ["method", "mean percentile after each epoch"], by_epoch)
-    head = ["method", "best percentile", "fall to the last", "falls of more than 20"]
-    head += ["different cells", "expected of the best of as many random cells", "p, one-sided"]
+    head = ["method", "best percentile", "highest estimate (%)", "fall to the last"]
+    head += ["falls of more than 20", "different cells"]
+    head += ["expected of the best of as many random cells", "p, one-sided"]
     table("The best epoch", head, kept_best)
 
 
@@ -126,12 +138,7 @@ def print_early_stopping(searches: Sequence[dict]) -> None:
         epochs, at = search["epochs"], percentiles(search)
         values = [epoch["signs"].get("largest eigenvalue") for epoch in epochs]
         stop = next((n for n in range(1, len(values) + 1) if should_stop(values[:n])), None)
-        skips = [
-            "{} + {}".format(
-                *(e["signs"][f"skips in the cell/{kind}"] for kind in ("normal", "reduce"))
-            )
-            for e in epochs
-        ]
+        skips = [skips_of(epoch) for epoch in epochs]
         kept = None if stop is None else stop - 1 - LOOK_BACK
         rows.append(
             [

@@ -97,21 +97,23 @@ def test_last_cells_best_epochs_and_costs_are_those_of_the_results(rows):
     one = result("softmax", 0, [cells[0], cells[1], cells[2], cells[2]], [1] * 4)
     two = result("softmax", 1, [cells[3], cells[4], cells[5], cells[3]], [1] * 4)
     last, by_epoch, best = rows([one, two])["softmax"]
-    assert last[:3] == ["2", f"{at[2]:.0f}, {at[3]:.0f}", f"{(at[2] + at[3]) / 2:.0f}"]
+    assert last[:2] == ["2", f"{at[2]:.0f}, {at[3]:.0f}"]
+    assert last[2:4] == ["1 + 1, 2 + 2", f"{(at[2] + at[3]) / 2:.0f}"]
     share = (at[2] + at[3]) / 100
     tail = 1 - share**2 / 2 if share < 1 else (2 - share) ** 2 / 2
-    assert last[4:] == [f"{tail:.2g}", "2"]  # the median of 2 and 3 minutes, rounded to even
+    assert last[5:] == [f"{tail:.2g}", "2"]  # the median of 2 and 3 minutes, rounded to even
     expected = [(at[0] + at[3]) / 2, (at[1] + at[4]) / 2, (at[2] + at[5]) / 2, (at[2] + at[3]) / 2]
     assert by_epoch == [" ".join(f"{x:.0f}" for x in expected)]
     peaks = max(at[:3]), max(at[3:])
     falls = peaks[0] - at[2], peaks[1] - at[3]
-    assert best[:4] == [
+    assert best[:5] == [
         f"{sum(peaks) / 2:.0f}",
+        f"{max(estimate_accuracy(cell).accuracy for cell in cells):.2f}",
         f"{sum(falls) / 2:.0f}",
         f"{sum(fall > 20 for fall in falls)} of 2",
         "3.0",
     ]
-    assert best[4] == "75"  # of three random cells the best lies at 3 / 4, on average
+    assert best[5] == "75"  # of three random cells the best lies at 3 / 4, on average
 
 
 def test_early_stopping_takes_the_cell_that_the_rule_names(rows):
