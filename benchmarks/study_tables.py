@@ -65,9 +65,8 @@ def percentiles(search: dict) -> list[float]:
 
 def skips_of(epoch: dict) -> str:
     """Write the skips of the normal and of the reduction cell."""
-    return "{normal} + {reduce}".format(
-        **{kind: epoch["signs"][f"skips in the cell/{kind}"] for kind in ("normal", "reduce")}
-    )
+    signs = epoch["signs"]
+    return f"{signs['skips in the cell/normal']} + {signs['skips in the cell/reduce']}"
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
